@@ -1,0 +1,113 @@
+from koopcast.v1 import tensor_pb2 as _tensor_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class SnapshotOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SNAPSHOT_OUTCOME_UNSPECIFIED: _ClassVar[SnapshotOutcome]
+    SNAPSHOT_OUTCOME_ACCEPTED: _ClassVar[SnapshotOutcome]
+    SNAPSHOT_OUTCOME_DUPLICATE: _ClassVar[SnapshotOutcome]
+    SNAPSHOT_OUTCOME_SUPERSEDED: _ClassVar[SnapshotOutcome]
+SNAPSHOT_OUTCOME_UNSPECIFIED: SnapshotOutcome
+SNAPSHOT_OUTCOME_ACCEPTED: SnapshotOutcome
+SNAPSHOT_OUTCOME_DUPLICATE: SnapshotOutcome
+SNAPSHOT_OUTCOME_SUPERSEDED: SnapshotOutcome
+
+class SnapshotHeader(_message.Message):
+    __slots__ = ("job", "lease_id", "segment", "step", "tensors", "total_bytes", "digest", "averaging", "clock", "encoding", "shard_index", "resume")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    AVERAGING_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    SHARD_INDEX_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    lease_id: str
+    segment: int
+    step: int
+    tensors: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
+    total_bytes: int
+    digest: bytes
+    averaging: int
+    clock: float
+    encoding: _tensor_pb2.Encoding
+    shard_index: int
+    resume: bool
+    def __init__(self, job: _Optional[str] = ..., lease_id: _Optional[str] = ..., segment: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., digest: _Optional[bytes] = ..., averaging: _Optional[int] = ..., clock: _Optional[float] = ..., encoding: _Optional[_Union[_tensor_pb2.Encoding, str]] = ..., shard_index: _Optional[int] = ..., resume: bool = ...) -> None: ...
+
+class SnapshotChunk(_message.Message):
+    __slots__ = ("offset", "data", "crc32c")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    data: bytes
+    crc32c: int
+    def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32c: _Optional[int] = ...) -> None: ...
+
+class SnapshotCommit(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GramRow(_message.Message):
+    __slots__ = ("blocks", "products")
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PRODUCTS_FIELD_NUMBER: _ClassVar[int]
+    blocks: int
+    products: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, blocks: _Optional[int] = ..., products: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class PushSnapshotRequest(_message.Message):
+    __slots__ = ("header", "chunk", "commit", "gram_row")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    GRAM_ROW_FIELD_NUMBER: _ClassVar[int]
+    header: SnapshotHeader
+    chunk: SnapshotChunk
+    commit: SnapshotCommit
+    gram_row: GramRow
+    def __init__(self, header: _Optional[_Union[SnapshotHeader, _Mapping]] = ..., chunk: _Optional[_Union[SnapshotChunk, _Mapping]] = ..., commit: _Optional[_Union[SnapshotCommit, _Mapping]] = ..., gram_row: _Optional[_Union[GramRow, _Mapping]] = ...) -> None: ...
+
+class SnapshotReady(_message.Message):
+    __slots__ = ("offset", "unacknowledged_bytes_limit")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    UNACKNOWLEDGED_BYTES_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    unacknowledged_bytes_limit: int
+    def __init__(self, offset: _Optional[int] = ..., unacknowledged_bytes_limit: _Optional[int] = ...) -> None: ...
+
+class SnapshotAck(_message.Message):
+    __slots__ = ("committed_offset",)
+    COMMITTED_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    committed_offset: int
+    def __init__(self, committed_offset: _Optional[int] = ...) -> None: ...
+
+class SnapshotResult(_message.Message):
+    __slots__ = ("outcome", "snapshots_held")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_HELD_FIELD_NUMBER: _ClassVar[int]
+    outcome: SnapshotOutcome
+    snapshots_held: int
+    def __init__(self, outcome: _Optional[_Union[SnapshotOutcome, str]] = ..., snapshots_held: _Optional[int] = ...) -> None: ...
+
+class PushSnapshotResponse(_message.Message):
+    __slots__ = ("ready", "ack", "result")
+    READY_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    ready: SnapshotReady
+    ack: SnapshotAck
+    result: SnapshotResult
+    def __init__(self, ready: _Optional[_Union[SnapshotReady, _Mapping]] = ..., ack: _Optional[_Union[SnapshotAck, _Mapping]] = ..., result: _Optional[_Union[SnapshotResult, _Mapping]] = ...) -> None: ...
