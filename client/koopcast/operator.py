@@ -17,6 +17,7 @@ MAX_WINDOW: Final = 64
 Observable = Literal["velocity", "state"]
 Partition = Literal["network", "tensor"]
 Rank = int | Literal["auto", "energy"]
+"""How a rank is asked for: a number of modes, or the rule that finds it."""
 
 _MINIMUM_WINDOW: Mapping[str, int] = {"velocity": 3, "state": 2}
 _PARTITIONS: Final = ("network", "tensor")

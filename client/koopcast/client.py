@@ -1,0 +1,254 @@
+"""The light client: connects to a service, opens jobs, keeps their leases alive."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+from koopcast.channel import Connection
+from koopcast.embedded import EmbeddedService, acquire_embedded
+from koopcast.errors import ArgumentTypeError, ArgumentValueError, KoopcastError
+from koopcast.job import Job
+from koopcast.messages import DTYPE_NUMBERS, operator_to_message, tensors_to_messages
+from koopcast.names import check_job_name
+from koopcast.operator import Operator
+from koopcast.status import JobStatus, status_from_message
+from koopcast.v1 import job_pb2, job_pb2_grpc
+from koopcast.version import PROTOCOL_VERSION, VERSION
+from koopcast.wire import ELEMENT_BYTES, Layout, describe
+
+__all__ = ["Client", "connect"]
+
+IfExists = Literal["resume", "replace", "error"]
+_IF_EXISTS: Final[Mapping[str, job_pb2.IfExists]] = {
+    "resume": job_pb2.IF_EXISTS_RESUME,
+    "replace": job_pb2.IF_EXISTS_REPLACE,
+    "error": job_pb2.IF_EXISTS_ERROR,
+}
+_CLOSE_TIMEOUT_SECONDS: Final = 2.0
+
+
+def connect(
+    target: str | None = None,
+    *,
+    token: str | None = None,
+    ca: str | os.PathLike[str] | bytes | None = None,
+    insecure: bool = False,
+    timeout_seconds: float = 30.0,
+) -> Client:
+    """A client of the service at `target`. Nothing is contacted before the first call.
+
+    Args:
+        target: ``"host:port"``, ``"unix:/path"``, or None for the embedded service: the same gRPC server inside
+            this process, on a private Unix socket (needs ``koopcast[server]``).
+        token: bearer token; by default the environment's ``KOOPCAST_TOKEN``.
+        ca: certificate file (or its bytes) of the authority that signed the service's certificate, for TLS;
+            ``"system"`` trusts the system's.
+        insecure: allow a plain connection to another host.
+        timeout_seconds: default deadline of a call.
+
+    Raises:
+        ArgumentValueError, ArgumentTypeError: a target of another form, an unreadable CA file, a plain connection
+            to another host.
+        MissingExtra: `target` is None and the server is not installed.
+    """
+    if not timeout_seconds > 0:
+        raise ArgumentValueError(f"timeout_seconds must be > 0, not {timeout_seconds}", field="timeout_seconds")
+    embedded = acquire_embedded() if target is None else None
+    token = token if token is not None else os.environ.get("KOOPCAST_TOKEN")
+    address = embedded.target if embedded is not None else str(target)
+    if target is not None and not isinstance(target, str):
+        raise ArgumentTypeError(f"target must be a string or None, not {target!r}", field="target")
+    connection = Connection(address, token=None if embedded else token, ca=ca, insecure=insecure)
+    return Client(connection, timeout_seconds, embedded)
+
+
+class Client:
+    """A connection to one service. Made by `connect`; a context manager; safe to use from several threads."""
+
+    def __init__(self, connection: Connection, timeout_seconds: float, embedded: EmbeddedService | None) -> None:
+        """Hold a connection; use `connect`."""
+        self._connection = connection
+        self._timeout_seconds = timeout_seconds
+        self._embedded = embedded
+        self._jobs: weakref.WeakSet[Job] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._heartbeat: threading.Thread | None = None
+
+    @property
+    def target(self) -> str:
+        """Address of the service."""
+        return self._connection.target
+
+    def open_job(
+        self,
+        name: str,
+        tensors: Mapping[str, Any],
+        *,
+        stride: int,
+        operator: Operator | None = None,
+        if_exists: IfExists = "resume",
+        take_over: bool = False,
+        window_dtype: str | None = None,
+        wire_dtype: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Job:
+        """Opens a job and takes its lease.
+
+        Args:
+            name: ``[A-Za-z0-9._-]{1,128}``.
+            tensors: name to NumPy array, torch tensor or TensorSpec; only their dtypes and shapes are used.
+            stride: trainer steps between two snapshots, at least 1.
+            operator: operator settings; by default ``Operator()``.
+            if_exists: ``"resume"`` attaches to a job of the same spec whose lease is free, keeping its window;
+                ``"replace"`` frees it and makes a new one; ``"error"`` raises AlreadyExists.
+            take_over: take the job even from a live lease; the old holder's calls then raise LeaseLost.
+            window_dtype: element type of the stored velocities; by default the widest pushed type, float32 for
+                half precision.
+            wire_dtype: element type of answers; by default float64 where a tensor is float64, else float32.
+            timeout_seconds: deadline; by default the client's.
+
+        Raises:
+            ArgumentValueError, ArgumentTypeError: a bad name, tensor, stride or setting.
+            AlreadyExists: another spec under this name, or a live lease.
+            ResourceExhausted: the job does not fit the service's memory limit; the details hold the numbers.
+            Unavailable, DeadlineExceeded, Unauthenticated, PermissionDenied: as their names say.
+        """
+        operator = Operator() if operator is None else operator
+        request = _open_request(name, tensors, stride, operator, if_exists, take_over, window_dtype, wire_dtype)
+        layout = Layout({key: describe(key, array) for key, array in tensors.items()})
+        timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
+        response = self._connection.call(
+            lambda channel: job_pb2_grpc.JobServiceStub(channel).OpenJob, request, timeout
+        )
+        job = Job(self._connection, response, request, layout, operator, self._timeout_seconds)
+        with self._lock:
+            self._jobs.add(job)
+            self._start_heartbeat()
+        return job
+
+    def jobs(self) -> list[JobStatus]:
+        """All jobs of this identity, by name, without their blocks."""
+        statuses: list[JobStatus] = []
+        page_token = ""
+        while True:
+            response = self._connection.call(
+                lambda channel: job_pb2_grpc.JobServiceStub(channel).ListJobs,
+                job_pb2.ListJobsRequest(page_token=page_token),
+                self._timeout_seconds,
+            )
+            statuses.extend(status_from_message(job) for job in response.jobs)
+            page_token = response.next_page_token
+            if not page_token:
+                return statuses
+
+    def job_status(self, name: str) -> JobStatus:
+        """The state of one job of this identity, with the operators of its window; needs no lease.
+
+        Raises:
+            NotFound: no such job.
+        """
+        response = self._connection.call(
+            lambda channel: job_pb2_grpc.JobServiceStub(channel).GetJob,
+            job_pb2.GetJobRequest(name=check_job_name(name)),
+            self._timeout_seconds,
+        )
+        return status_from_message(response.job)
+
+    def close(self) -> None:
+        """Releases the leases of jobs still open (they stay for the next writer) and closes the connection.
+
+        Does nothing the second time; never raises for a service that is gone.
+        """
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        with self._lock:
+            jobs = list(self._jobs)
+        for job in jobs:
+            if not job.closed:
+                with contextlib.suppress(KoopcastError):
+                    job.close(keep=True, timeout_seconds=_CLOSE_TIMEOUT_SECONDS)
+        self._connection.close()
+        if self._heartbeat is not None and self._heartbeat is not threading.current_thread():
+            self._heartbeat.join(timeout=_CLOSE_TIMEOUT_SECONDS)
+        if self._embedded is not None:
+            self._embedded.release()
+
+    def __enter__(self) -> Self:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _start_heartbeat(self) -> None:
+        if self._heartbeat is None or not self._heartbeat.is_alive():
+            self._heartbeat = threading.Thread(target=self._beat, name="koopcast-heartbeat", daemon=True)
+            self._heartbeat.start()
+
+    def _beat(self) -> None:
+        """Renews leases of jobs that were silent for a third of their lease."""
+        while not self._closing.wait(self._beat_seconds()):
+            with self._lock:
+                jobs = list(self._jobs)
+            for job in jobs:
+                if not job.closed and time.monotonic() - job.last_contact > job.lease_seconds / 3:
+                    with contextlib.suppress(KoopcastError):  # the job's next call will say what is wrong
+                        job.renew()
+
+    def _beat_seconds(self) -> float:
+        with self._lock:
+            return min((job.lease_seconds for job in self._jobs), default=60.0) / 6
+
+
+def _open_request(
+    name: str,
+    tensors: Mapping[str, Any],
+    stride: int,
+    operator: Operator,
+    if_exists: str,
+    take_over: bool,
+    window_dtype: str | None,
+    wire_dtype: str | None,
+) -> job_pb2.OpenJobRequest:
+    check_job_name(name)
+    if not isinstance(tensors, Mapping) or not tensors:
+        raise ArgumentTypeError("tensors must be a mapping with at least one named array", field="tensors")
+    specs = {key: describe(key, array) for key, array in tensors.items()}
+    if isinstance(stride, bool) or not isinstance(stride, int):
+        raise ArgumentTypeError(f"stride must be a whole number of steps, not {stride!r}", field="stride")
+    if not 1 <= stride <= 2**31:
+        raise ArgumentValueError(f"stride must lie in 1..2**31 steps, not {stride}", field="stride")
+    if not isinstance(operator, Operator):
+        raise ArgumentTypeError(f"operator must be a koopcast.Operator, not {operator!r}", field="operator")
+    if if_exists not in _IF_EXISTS:
+        raise ArgumentValueError(f"if_exists must be one of {', '.join(_IF_EXISTS)}, not {if_exists!r}", field="if_exists")
+    for field, dtype in (("window_dtype", window_dtype), ("wire_dtype", wire_dtype)):
+        if dtype is not None and dtype not in ELEMENT_BYTES:
+            raise ArgumentValueError(f"{field} must be one of {', '.join(ELEMENT_BYTES)}, not {dtype!r}", field=field)
+    spec = job_pb2.JobSpec(
+        tensors=tensors_to_messages(specs),
+        stride=stride,
+        operator=operator_to_message(operator),
+        window_dtype=DTYPE_NUMBERS[window_dtype] if window_dtype else None,
+        wire_dtype=DTYPE_NUMBERS[wire_dtype] if wire_dtype else None,
+    )
+    return job_pb2.OpenJobRequest(
+        name=name,
+        spec=spec,
+        if_exists=_IF_EXISTS[if_exists],
+        take_over=take_over,
+        protocol_version=PROTOCOL_VERSION,
+        client_version=f"koopcast/{VERSION}",
+    )

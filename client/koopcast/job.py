@@ -1,0 +1,353 @@
+"""A job: one training run at the service, as its writer sees it."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, overload
+
+import grpc
+
+from koopcast.answers import read_answers
+from koopcast.channel import Connection, error_from_call
+from koopcast.errors import ArgumentTypeError, ArgumentValueError, Cancelled, FailedPrecondition
+from koopcast.messages import override_to_message, tensors_to_messages
+from koopcast.operator import Operator
+from koopcast.prediction import Prediction, Tensors
+from koopcast.status import JobStatus, status_from_message
+from koopcast.upload import PushResult, Upload
+from koopcast.v1 import (
+    job_pb2,
+    job_pb2_grpc,
+    prediction_pb2,
+    prediction_pb2_grpc,
+    snapshot_pb2,
+)
+from koopcast.wire import Bytes, Layout, checksum, storage_dtype
+
+__all__ = ["Job"]
+
+SLOWEST_LINK_BYTES_PER_SECOND = 10e6
+"""What a default deadline allows for the bytes of a snapshot or an answer."""
+
+
+class Job:
+    """One training run at the service. Made by `Client.open_job`; safe to use from several threads.
+
+    The writer holds a lease: any call renews it, and the client's heartbeat does while nothing is called.
+
+    Attributes:
+        name: the job's name.
+        stride: trainer steps between two snapshots of a segment.
+        operator: its operator settings.
+        memory_bytes: memory the job holds on the service's device.
+        resumed: whether an existing job, with its window, was resumed.
+        segment: the current segment; the next push carries it.
+        snapshots_held: weight snapshots in the window, as of the last answer.
+        bytes_sent: snapshot bytes sent through this object.
+        bytes_received: displacement bytes received through this object.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        opened: job_pb2.OpenJobResponse,
+        request: job_pb2.OpenJobRequest,
+        layout: Layout,
+        operator: Operator,
+        timeout_seconds: float,
+    ) -> None:
+        """Hold an opened job; use `Client.open_job`."""
+        self.name = request.name
+        self.stride = request.spec.stride
+        self.operator = operator
+        self.memory_bytes = opened.memory_bytes
+        self.resumed = opened.resumed
+        self.segment = opened.segment + 1
+        self.snapshots_held = opened.snapshots_held
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.lease_seconds = opened.lease_seconds
+        self.last_contact = time.monotonic()
+        self._connection = connection
+        self._lease_id = opened.lease_id
+        self._layout = layout
+        self._timeout_seconds = timeout_seconds
+        self._push_lock = threading.Lock()
+        self._last: tuple[int, int, Bytes] | None = None
+        self._closed = False
+
+    def push(
+        self,
+        step: int,
+        tensors: Mapping[str, Any],
+        *,
+        averaging: int = 1,
+        clock: float | None = None,
+        timeout_seconds: float | None = None,
+    ) -> PushResult:
+        """Sends a snapshot; returns when the service has accepted it. The arrays are copied first.
+
+        Args:
+            step: the trainer's step, a whole number >= 0; within a segment it rises by exactly the stride.
+            tensors: name to NumPy array or torch tensor, names, shapes and dtypes as when the job was opened.
+            averaging: the arrays are the mean of the last `averaging` steps.
+            clock: the snapshot's clock, e.g. the summed learning rate; stored, and reserved for resampling.
+            timeout_seconds: deadline; by default the client's plus what the bytes need at 10 MB/s.
+
+        Raises:
+            ArgumentValueError, ArgumentTypeError: found before anything is sent.
+            InvalidArgument: non-finite values, or a step off the stride.
+            FailedPrecondition: a step that does not rise.
+            AlreadyExists: the step is held with other bytes.
+            LeaseLost, NotFound, Unavailable, DeadlineExceeded: as their names say.
+        """
+        self._check_open()
+        _check_whole("step", step, 0)
+        _check_whole("averaging", averaging, 1)
+        if clock is not None:
+            _check_finite("clock", clock)
+        with self._push_lock:
+            packed = self._layout.pack(tensors)
+            segment = self.segment
+            header = snapshot_pb2.SnapshotHeader(
+                job=self.name,
+                lease_id=self._lease_id,
+                segment=segment,
+                step=step,
+                tensors=tensors_to_messages(self._layout.specs),
+                total_bytes=len(packed),
+                digest=checksum(packed).to_bytes(4, "big"),
+                averaging=averaging,
+                clock=clock,
+            )
+            upload = Upload(header, packed, self._layout)
+            try:
+                result = upload.run(
+                    self._connection, self._connection.metadata, self._deadline(timeout_seconds, len(packed))
+                )
+            finally:
+                self.bytes_sent += upload.bytes_sent
+            self._touch()
+            self.snapshots_held = result.snapshots_held
+            if result.outcome != "superseded":
+                self._last = (segment, step, packed)
+            return result
+
+    @overload
+    def predict_ahead(
+        self,
+        horizon: float,
+        *,
+        from_step: int | None = None,
+        operators: None = None,
+        timeout_seconds: float | None = None,
+    ) -> Prediction: ...
+
+    @overload
+    def predict_ahead(
+        self,
+        horizon: Sequence[float] | float,
+        *,
+        from_step: int | None = None,
+        operators: Sequence[Operator] | None = None,
+        timeout_seconds: float | None = None,
+    ) -> list[Prediction]: ...
+
+    def predict_ahead(
+        self,
+        horizon: Sequence[float] | float,
+        *,
+        from_step: int | None = None,
+        operators: Sequence[Operator] | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Prediction | list[Prediction]:
+        """Asks for the weights' displacement `horizon` trainer steps ahead.
+
+        Args:
+            horizon: steps ahead of `from_step`, > 0 and finite; a sequence of them gives a list, in order.
+            from_step: where the trainer is; by default the step of the last snapshot.
+            operators: answer with the rank, ridge and stabilisation of each of these instead of the job's, on
+                the same window; gives a list, all horizons of the first operator, then of the second, and so on.
+            timeout_seconds: deadline; by default the client's plus what the bytes need at 10 MB/s.
+
+        Raises:
+            ArgumentValueError, ArgumentTypeError: a horizon <= 0, NaN or infinite; no horizon.
+            FailedPrecondition: too few snapshots; the details hold both numbers.
+            InvalidArgument: `from_step` before the last snapshot.
+        """
+        self._check_open()
+        horizons = _check_horizons(horizon)
+        if from_step is not None:
+            _check_whole("from_step", from_step, 0)
+        if operators is not None and not operators:
+            raise ArgumentValueError("operators must hold at least one Operator, or be None", field="operators")
+        request = prediction_pb2.PredictAheadRequest(
+            job=self.name,
+            lease_id=self._lease_id,
+            horizons=horizons,
+            from_step=from_step,
+            operators=[override_to_message(operator) for operator in operators or ()],
+            include_base=self._last is None,
+        )
+        answer_bytes = 8 * self._layout.elements * len(horizons) * max(1, len(operators or ()))
+        predictions = self._answers(request, self._deadline(timeout_seconds, answer_bytes))
+        single = operators is None and not isinstance(horizon, Sequence)
+        return predictions[0] if single else predictions
+
+    def report(
+        self,
+        prediction: Prediction | str,
+        accepted: bool,
+        loss_before: float | None = None,
+        loss_after: float | None = None,
+    ) -> None:
+        """Tells the service what became of a prediction, or of the prediction with that id.
+
+        Raises:
+            NotFound: the job, or the prediction, is not known.
+        """
+        self._check_open()
+        request = prediction_pb2.ReportOutcomeRequest(
+            job=self.name,
+            lease_id=self._lease_id,
+            prediction_id=prediction.id if isinstance(prediction, Prediction) else prediction,
+            accepted=accepted,
+            loss_before=loss_before,
+            loss_after=loss_after,
+        )
+        self._connection.call(
+            lambda channel: prediction_pb2_grpc.PredictionServiceStub(channel).ReportOutcome,
+            request,
+            self._timeout_seconds,
+        )
+        self._touch()
+
+    def start_segment(self) -> int:
+        """Begins a new segment: the trajectory broke (a jump, a restart, another stride). Returns its number.
+
+        The window is kept until the next push, which empties it and may carry any step.
+        """
+        self._check_open()
+        with self._push_lock:
+            self.segment += 1
+            return self.segment
+
+    def status(self) -> JobStatus:
+        """The job's state, with the operators of the window as it is now."""
+        self._check_open()
+        response = self._connection.call(
+            lambda channel: job_pb2_grpc.JobServiceStub(channel).GetJob,
+            job_pb2.GetJobRequest(name=self.name),
+            self._timeout_seconds,
+        )
+        return status_from_message(response.job)
+
+    def renew(self) -> None:
+        """Renews the lease. The client's heartbeat calls this; LeaseLost where somebody took the job."""
+        request = job_pb2.RenewLeaseRequest(name=self.name, lease_id=self._lease_id)
+        self._connection.call(
+            lambda channel: job_pb2_grpc.JobServiceStub(channel).RenewLease, request, self._timeout_seconds
+        )
+        self._touch()
+
+    def close(self, keep: bool = False, timeout_seconds: float | None = None) -> None:
+        """Gives the job up and frees its memory and name; does nothing the second time.
+
+        Args:
+            keep: only release the lease: the job and its window stay for the next writer, until they expire.
+            timeout_seconds: deadline; by default the client's.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        request = job_pb2.CloseJobRequest(name=self.name, lease_id=self._lease_id, keep=keep)
+        self._connection.call(
+            lambda channel: job_pb2_grpc.JobServiceStub(channel).CloseJob,
+            request,
+            self._timeout_seconds if timeout_seconds is None else timeout_seconds,
+        )
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def __enter__(self) -> Self:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the job; after an exception keep it for the next writer, since the run may come back."""
+        self.close(keep=kind is not None)
+
+    def _answers(self, request: prediction_pb2.PredictAheadRequest, deadline_seconds: float) -> list[Prediction]:
+        try:
+            stub = prediction_pb2_grpc.PredictionServiceStub(self._connection.channel())
+            answers = stub.PredictAhead(request, timeout=deadline_seconds, metadata=self._connection.metadata)
+            predictions, received = read_answers(answers, self._layout, self._base_lookup())
+        except grpc.RpcError as error:
+            raise error_from_call(error, self._connection.target) from None
+        except ValueError as error:
+            if isinstance(error, ArgumentValueError):
+                raise
+            raise Cancelled(f"the client was closed during the call ({error})") from None
+        self.bytes_received += received
+        self._touch()
+        return predictions
+
+    def _base_lookup(self) -> Any:
+        last, layout = self._last, self._layout
+
+        def lookup(segment: int, step: int) -> Tensors:
+            if last is None or last[:2] != (segment, step):
+                raise FailedPrecondition(
+                    f"the snapshot of step {step} was not pushed last through this Job: its weights are not here",
+                    reason="BASE_NOT_HELD",
+                    step=step,
+                )
+            return layout.split(layout.unpack(last[2], storage_dtype([s.dtype for s in layout.specs.values()])))
+
+        return lookup
+
+    def _deadline(self, timeout_seconds: float | None, transfer_bytes: int) -> float:
+        if timeout_seconds is not None:
+            return timeout_seconds
+        return self._timeout_seconds + transfer_bytes / SLOWEST_LINK_BYTES_PER_SECOND
+
+    def _touch(self) -> None:
+        self.last_contact = time.monotonic()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise FailedPrecondition(f"job {self.name!r} was closed here; open it again", reason="JOB_CLOSED")
+
+
+def _check_whole(field: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ArgumentTypeError(f"{field} must be a whole number, not {value!r}", field=field)
+    if not least <= value <= 2**53:
+        raise ArgumentValueError(f"{field} must lie in {least}..2**53, not {value}", field=field)
+
+
+def _check_finite(field: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) and not hasattr(value, "__float__"):
+        raise ArgumentTypeError(f"{field} must be a number, not {value!r}", field=field)
+    if not math.isfinite(value):
+        raise ArgumentValueError(f"{field} must be finite, not {value}", field=field)
+
+
+def _check_horizons(horizon: Sequence[float] | float) -> list[float]:
+    horizons = list(horizon) if isinstance(horizon, Sequence) and not isinstance(horizon, str) else [horizon]
+    if not horizons:
+        raise ArgumentValueError("at least one horizon is needed", field="horizon")
+    for value in horizons:
+        _check_finite("horizon", value)
+        if value <= 0:
+            raise ArgumentValueError(f"horizon must be > 0 trainer steps, not {value}", field="horizon")
+    return [float(value) for value in horizons]  # type: ignore[arg-type]  # checked just above

@@ -1,0 +1,116 @@
+"""What the service says of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from koopcast.messages import DTYPE_NAMES, operator_from_message, tensors_from_messages
+from koopcast.operator import Operator
+from koopcast.prediction import Block, block_from_message
+from koopcast.v1 import job_pb2
+from koopcast.wire import TensorSpec
+
+__all__ = ["JobStatus", "Lease", "status_from_message"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who writes to a job.
+
+    Attributes:
+        held: whether somebody does now.
+        expires_in_seconds: time until the lease expires without a call; 0 where nobody holds it.
+        holder: version string of the holder.
+    """
+
+    held: bool
+    expires_in_seconds: float
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """The state of a job.
+
+    Attributes:
+        name: the job's name.
+        owner: identity that opened it.
+        tensors: name to TensorSpec, in order.
+        stride: trainer steps between snapshots.
+        operator: its operator settings.
+        window_dtype: element type of the stored velocities.
+        wire_dtype: element type of answers.
+        segment: segment of the newest snapshot, 0 before the first.
+        step: step of the newest snapshot, None before the first.
+        snapshots_held: weight snapshots in the window.
+        snapshots_accepted: accepted since the job was made.
+        parameters: number of parameters.
+        memory_bytes: memory held on the device.
+        bytes_received: snapshot bytes accepted since the job was made.
+        bytes_sent: displacement bytes sent since the job was made.
+        predictions: predictions answered.
+        jumps_accepted: jumps reported as accepted.
+        jumps_rejected: jumps reported as rejected.
+        last_prediction_seconds: time from the last prediction's request to its first report.
+        created: when the job was made.
+        pushed: when the newest snapshot was accepted, None before the first.
+        lease: who writes to it.
+        blocks: operators of the window as it is now; empty while it holds too few snapshots.
+    """
+
+    name: str
+    owner: str
+    tensors: Mapping[str, TensorSpec]
+    stride: int
+    operator: Operator
+    window_dtype: str
+    wire_dtype: str
+    segment: int
+    step: int | None
+    snapshots_held: int
+    snapshots_accepted: int
+    parameters: int
+    memory_bytes: int
+    bytes_received: int
+    bytes_sent: int
+    predictions: int
+    jumps_accepted: int
+    jumps_rejected: int
+    last_prediction_seconds: float
+    created: datetime
+    pushed: datetime | None
+    lease: Lease
+    blocks: tuple[Block, ...]
+
+
+def status_from_message(message: job_pb2.JobStatus) -> JobStatus:
+    """The state of a job from its message."""
+    spec = message.spec
+    pushed = message.pushed_unix_seconds
+    return JobStatus(
+        name=message.name,
+        owner=message.owner,
+        tensors=tensors_from_messages(spec.tensors),
+        stride=spec.stride,
+        operator=operator_from_message(spec.operator),
+        window_dtype=DTYPE_NAMES.get(spec.window_dtype, "unknown"),
+        wire_dtype=DTYPE_NAMES.get(spec.wire_dtype, "unknown"),
+        segment=message.segment,
+        step=message.step if message.snapshots_held else None,
+        snapshots_held=message.snapshots_held,
+        snapshots_accepted=message.snapshots_accepted,
+        parameters=message.parameters,
+        memory_bytes=message.memory_bytes,
+        bytes_received=message.bytes_received,
+        bytes_sent=message.bytes_sent,
+        predictions=message.predictions,
+        jumps_accepted=message.jumps_accepted,
+        jumps_rejected=message.jumps_rejected,
+        last_prediction_seconds=message.last_prediction_seconds,
+        created=datetime.fromtimestamp(message.created_unix_seconds, UTC),
+        pushed=datetime.fromtimestamp(pushed, UTC) if pushed else None,
+        lease=Lease(message.lease.held, message.lease.expires_in_seconds, message.lease.holder),
+        blocks=tuple(block_from_message(block) for block in message.blocks),
+    )

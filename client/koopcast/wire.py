@@ -1,0 +1,286 @@
+"""Tensors to bytes and back: element types, the layout of a snapshot, chunks and checksums.
+
+A snapshot on the wire is its tensors one after the other, in the order of the job's spec, row-major and
+little-endian. Neighbouring tensors of one element type form a *run*; a chunk lies within one run and holds whole
+elements, so that a receiver can convert it without looking at its neighbours.
+
+bfloat16 has no NumPy type: its bits travel in, and are widened from, uint16.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+import crc32c as _crc32c
+import numpy as np
+import numpy.typing as npt
+
+from koopcast.errors import ArgumentTypeError, ArgumentValueError
+
+__all__ = [
+    "ACK_BYTES",
+    "CHUNK_BYTES",
+    "ELEMENT_BYTES",
+    "UNACKNOWLEDGED_BYTES",
+    "Layout",
+    "Run",
+    "TensorSpec",
+    "checksum",
+    "describe",
+    "narrow",
+    "storage_dtype",
+    "widen",
+]
+
+CHUNK_BYTES: Final = 1 << 20
+"""Bytes of data in a chunk (1 to 2 MiB is fastest; larger is always slower)."""
+ACK_BYTES: Final = 16 << 20
+"""The receiver acknowledges after so many bytes."""
+UNACKNOWLEDGED_BYTES: Final = 64 << 20
+"""The sender pauses when so many bytes are under way."""
+
+ELEMENT_BYTES: Final[Mapping[str, int]] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+"""Supported element types and their width in bytes."""
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.floating[Any]]
+
+_BITS: Final[Mapping[str, np.dtype[Any]]] = {
+    "float64": np.dtype("<f8"),
+    "float32": np.dtype("<f4"),
+    "bfloat16": np.dtype("<u2"),
+    "float16": np.dtype("<f2"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Element type and shape of one tensor, for jobs opened before the arrays exist.
+
+    Attributes:
+        dtype: ``"float64"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        shape: sizes of the dimensions, each at least 1; empty for a scalar.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the wire."""
+        return self.elements * ELEMENT_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring tensors of one element type: a range of bytes and the range of elements it stands for."""
+
+    dtype: str
+    first_byte: int
+    first_element: int
+    elements: int
+
+    @property
+    def end_byte(self) -> int:
+        """One past the last byte."""
+        return self.first_byte + self.elements * ELEMENT_BYTES[self.dtype]
+
+
+class Layout:
+    """Where each tensor of a snapshot lies, in elements and in bytes.
+
+    Attributes:
+        specs: name to TensorSpec, in order.
+        elements: elements of all tensors together.
+        nbytes: bytes of all tensors together.
+        runs: the runs, in order.
+    """
+
+    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
+        """Lay the tensors of `specs` out one after the other."""
+        self.specs = dict(specs)
+        sizes = [spec.elements for spec in self.specs.values()]
+        self.element_bounds = tuple(int(bound) for bound in np.cumsum([0, *sizes]))
+        self.elements = self.element_bounds[-1]
+        self.runs = tuple(_runs(self.specs.values(), self.element_bounds))
+        self.nbytes = self.runs[-1].end_byte if self.runs else 0
+
+    def pack(self, arrays: Mapping[str, Any]) -> Bytes:
+        """Copies `arrays` into one new buffer, after checking names, types and shapes.
+
+        Raises:
+            ArgumentValueError: a missing or extra tensor, another shape or type than in the spec.
+        """
+        _same_names(self.specs, arrays)
+        packed = np.empty(self.nbytes, np.uint8)
+        offset = 0
+        for name, spec in self.specs.items():
+            bits = _bits(name, arrays[name])
+            _same_kind(name, spec, describe(name, arrays[name]))
+            view = packed[offset : offset + spec.nbytes].view(np.uint8)
+            view[:] = bits.reshape(-1).view(np.uint8)
+            offset += spec.nbytes
+        return packed
+
+    def chunk_ranges(self) -> Iterator[tuple[int, int]]:
+        """Byte ranges [start, stop) of the chunks, in order; none crosses the end of a run."""
+        for run in self.runs:
+            for start in range(run.first_byte, run.end_byte, CHUNK_BYTES):
+                yield start, min(start + CHUNK_BYTES, run.end_byte)
+
+    def run_of(self, first_byte: int, byte_count: int) -> Run | None:
+        """The run that holds the byte range as whole elements, or None where no run does."""
+        for run in self.runs:
+            if run.first_byte <= first_byte and first_byte + byte_count <= run.end_byte:
+                width = ELEMENT_BYTES[run.dtype]
+                aligned = (first_byte - run.first_byte) % width == 0 and byte_count % width == 0
+                return run if aligned and byte_count > 0 else None
+        return None
+
+    def name_at(self, element: int) -> str:
+        """Name of the tensor that holds the flat element index."""
+        position = int(np.searchsorted(self.element_bounds, element, side="right")) - 1
+        return list(self.specs)[position]
+
+    def split(self, flat: Floats) -> dict[str, Floats]:
+        """Views of a flat array of `elements` values, by name, in their shapes."""
+        return {
+            name: flat[start:stop].reshape(spec.shape)
+            for (name, spec), (start, stop) in zip(self.specs.items(), pairwise(self.element_bounds), strict=True)
+        }
+
+    def unpack(self, packed: Bytes, dtype: str) -> Floats:
+        """The packed snapshot as one flat array of `dtype` (float32 or float64)."""
+        flat = np.empty(self.elements, _BITS[dtype])
+        for run in self.runs:
+            data = packed[run.first_byte : run.end_byte]
+            flat[run.first_element : run.first_element + run.elements] = widen(data, run.dtype)
+        return flat
+
+
+def describe(name: str, array: Any) -> TensorSpec:
+    """Element type and shape of a NumPy array, a torch tensor or a TensorSpec.
+
+    Raises:
+        ArgumentTypeError: something that is no array.
+        ArgumentValueError: an element type that koopcast does not take, or no elements.
+    """
+    if isinstance(array, TensorSpec):
+        spec = array
+    elif hasattr(array, "dtype") and hasattr(array, "shape"):
+        spec = TensorSpec(str(array.dtype).removeprefix("torch."), tuple(int(size) for size in array.shape))
+    else:
+        raise ArgumentTypeError(
+            f"tensor {name!r} must be a NumPy array, a torch tensor or a TensorSpec, not {type(array).__name__}",
+            field=name,
+        )
+    if spec.dtype not in ELEMENT_BYTES:
+        allowed = ", ".join(ELEMENT_BYTES)
+        raise ArgumentValueError(
+            f"tensor {name!r} has dtype {spec.dtype}; koopcast takes {allowed}", field=name, dtype=spec.dtype
+        )
+    if spec.elements == 0:
+        raise ArgumentValueError(f"tensor {name!r} of shape {spec.shape} has no elements", field=name)
+    return spec
+
+
+def checksum(data: Any, previous: int = 0) -> int:
+    """crc32c of a buffer, continued from `previous`."""
+    return int(_crc32c.crc32c(data, previous))
+
+
+def storage_dtype(dtypes: Sequence[str]) -> str:
+    """The type snapshots are kept in: float64 where any tensor is, float32 otherwise (half precision widens)."""
+    return "float64" if "float64" in dtypes else "float32"
+
+
+def widen(data: bytes | Bytes, dtype: str) -> Floats:
+    """Bytes of `dtype` as an array that NumPy can compute with; bfloat16 becomes float32. Copies only if it must."""
+    bits = np.frombuffer(data, _BITS[dtype])
+    if dtype == "bfloat16":
+        wide: Floats = (bits.astype(np.uint32) << 16).view(np.float32)
+        return wide
+    return bits
+
+
+def narrow(values: Floats, dtype: str) -> Bytes:
+    """A float array as bytes of `dtype`; bfloat16 is rounded to nearest, ties to even. Non-finite stays so."""
+    if dtype == "bfloat16":
+        wide = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        rounded = wide + (((wide >> 16) & 1) + 0x7FFF)
+        rounded = np.where(np.isfinite(values), rounded, wide)
+        return (rounded >> 16).astype("<u2").view(np.uint8)
+    return np.ascontiguousarray(values, _BITS[dtype]).view(np.uint8)
+
+
+def _runs(specs: Any, bounds: Sequence[int]) -> Iterator[Run]:
+    current: Run | None = None
+    for spec, first_element in zip(specs, bounds, strict=False):
+        if current is not None and current.dtype == spec.dtype:
+            current = Run(spec.dtype, current.first_byte, current.first_element, current.elements + spec.elements)
+            continue
+        if current is not None:
+            yield current
+        current = Run(spec.dtype, current.end_byte if current else 0, first_element, spec.elements)
+    if current is not None:
+        yield current
+
+
+def _bits(name: str, array: Any) -> npt.NDArray[Any]:
+    """The array's memory as a contiguous NumPy array, bfloat16 as uint16. Copies only if it must."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        tensor = array.detach().cpu().contiguous()
+        if tensor.dtype == torch.bfloat16:
+            tensor = tensor.view(torch.int16)
+        bits: npt.NDArray[Any] = tensor.numpy()
+        return bits
+    if isinstance(array, TensorSpec):
+        raise ArgumentTypeError(f"tensor {name!r}: a spec holds no values to push", field=name)
+    dense = np.ascontiguousarray(array)
+    return dense.view(np.uint16) if dense.dtype.name == "bfloat16" else dense.astype(_little(dense), copy=False)
+
+
+def _little(array: npt.NDArray[Any]) -> np.dtype[Any]:
+    return array.dtype.newbyteorder("<")
+
+
+def _same_names(specs: Mapping[str, TensorSpec], arrays: Mapping[str, Any]) -> None:
+    missing = [name for name in specs if name not in arrays]
+    extra = [name for name in arrays if name not in specs]
+    if missing or extra:
+        parts = [f"missing {', '.join(map(repr, missing[:5]))}"] if missing else []
+        parts += [f"not in the job {', '.join(map(repr, extra[:5]))}"] if extra else []
+        raise ArgumentValueError(
+            f"the snapshot's tensors are not the job's: {'; '.join(parts)}",
+            field=(missing or extra)[0],
+            missing=len(missing),
+            extra=len(extra),
+        )
+
+
+def _same_kind(name: str, spec: TensorSpec, given: TensorSpec) -> None:
+    if given.shape != spec.shape:
+        raise ArgumentValueError(
+            f"tensor {name!r} has shape {given.shape}; the job was opened with {spec.shape}",
+            field=name,
+            given=given.shape,
+            expected=spec.shape,
+        )
+    if given.dtype != spec.dtype:
+        raise ArgumentValueError(
+            f"tensor {name!r} has dtype {given.dtype}; the job was opened with {spec.dtype}",
+            field=name,
+            given=given.dtype,
+            expected=spec.dtype,
+        )
