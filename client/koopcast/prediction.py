@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from koopcast.v1 import operator_pb2
 
-__all__ = ["Block", "Prediction", "block_from_message"]
+__all__ = ["Block", "Prediction", "block_from_message", "block_to_message"]
 
 Tensors = Mapping[str, npt.NDArray[np.floating[Any]]]
 
@@ -97,4 +97,21 @@ def block_from_message(message: operator_pb2.BlockReport) -> Block:
         moved=message.moved,
         extrapolated=message.extrapolated,
         eigenvalues=tuple(complex(value.real, value.imaginary) for value in message.eigenvalues),
+    )
+
+
+def block_to_message(block: Block) -> operator_pb2.BlockReport:
+    """The message of one block's report."""
+    return operator_pb2.BlockReport(
+        name=block.name,
+        parameters=block.parameters,
+        rank=block.rank,
+        spectral_radius=block.spectral_radius,
+        residual=block.residual,
+        backtest_error=block.backtest_error,
+        backtest_error_linear=block.backtest_error_linear,
+        backtest_steps=block.backtest_steps,
+        moved=block.moved,
+        extrapolated=block.extrapolated,
+        eigenvalues=[operator_pb2.Eigenvalue(real=value.real, imaginary=value.imag) for value in block.eigenvalues],
     )

@@ -6,13 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from koopcast.messages import DTYPE_NAMES, operator_from_message, tensors_from_messages
+from koopcast.messages import (
+    DTYPE_NAMES,
+    DTYPE_NUMBERS,
+    operator_from_message,
+    operator_to_message,
+    tensors_from_messages,
+    tensors_to_messages,
+)
 from koopcast.operator import Operator
-from koopcast.prediction import Block, block_from_message
+from koopcast.prediction import Block, block_from_message, block_to_message
 from koopcast.v1 import job_pb2
 from koopcast.wire import TensorSpec
 
-__all__ = ["JobStatus", "Lease", "status_from_message"]
+__all__ = ["JobStatus", "Lease", "status_from_message", "status_to_message"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,4 +120,38 @@ def status_from_message(message: job_pb2.JobStatus) -> JobStatus:
         pushed=datetime.fromtimestamp(pushed, UTC) if pushed else None,
         lease=Lease(message.lease.held, message.lease.expires_in_seconds, message.lease.holder),
         blocks=tuple(block_from_message(block) for block in message.blocks),
+    )
+
+
+def status_to_message(status: JobStatus) -> job_pb2.JobStatus:
+    """The message of a job's state."""
+    return job_pb2.JobStatus(
+        name=status.name,
+        owner=status.owner,
+        spec=job_pb2.JobSpec(
+            tensors=tensors_to_messages(status.tensors),
+            stride=status.stride,
+            operator=operator_to_message(status.operator),
+            window_dtype=DTYPE_NUMBERS[status.window_dtype],
+            wire_dtype=DTYPE_NUMBERS[status.wire_dtype],
+            window_holder=job_pb2.WINDOW_HOLDER_SERVER,
+        ),
+        segment=status.segment,
+        step=status.step,
+        snapshots_held=status.snapshots_held,
+        snapshots_accepted=status.snapshots_accepted,
+        parameters=status.parameters,
+        memory_bytes=status.memory_bytes,
+        bytes_received=status.bytes_received,
+        bytes_sent=status.bytes_sent,
+        predictions=status.predictions,
+        jumps_accepted=status.jumps_accepted,
+        jumps_rejected=status.jumps_rejected,
+        last_prediction_seconds=status.last_prediction_seconds,
+        created_unix_seconds=status.created.timestamp(),
+        pushed_unix_seconds=status.pushed.timestamp() if status.pushed else 0.0,
+        lease=job_pb2.LeaseStatus(
+            held=status.lease.held, expires_in_seconds=status.lease.expires_in_seconds, holder=status.lease.holder
+        ),
+        blocks=[block_to_message(block) for block in status.blocks],
     )
