@@ -1,0 +1,348 @@
+"""Jobs: what they are made of, who holds them, what memory they take, and when they end.
+
+Everything here runs on the event loop, so that state changes need no locks; only work on a job's window, which
+waits for the engine, is serialised by the job's `device_lock`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from koopcast.errors import AlreadyExists, NotFound, PermissionDenied, ResourceExhausted, Unavailable
+from koopcast.names import check_job_name
+from koopcast.operator import Operator
+from koopcast.prediction import Block
+from koopcast.status import JobStatus
+from koopcast.wire import Layout, TensorSpec
+from koopcast_server.engine import Engine
+from koopcast_server.held_window import HeldWindow
+from koopcast_server.leases import WriterLease
+
+if TYPE_CHECKING:
+    from koopcast_server.uploads import Upload
+
+__all__ = ["Job", "JobSpec", "Jobs", "OpenMode", "Opened"]
+
+_REMEMBERED_PREDICTIONS: Final = 1024
+_MEBIBYTE: Final = 2**20
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What a job is made of; two writers mean the same job when these are equal.
+
+    Attributes:
+        tensors: name and spec of each tensor, in order.
+        stride: trainer steps between two snapshots.
+        operator: operator settings.
+        window_dtype: element type of the stored velocities.
+        wire_dtype: element type of answers.
+    """
+
+    tensors: tuple[tuple[str, TensorSpec], ...]
+    stride: int
+    operator: Operator
+    window_dtype: str
+    wire_dtype: str
+
+
+@dataclass
+class Counters:
+    """What happened to a job since it was made."""
+
+    snapshots_accepted: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    predictions: int = 0
+    jumps_accepted: int = 0
+    jumps_rejected: int = 0
+    last_prediction_seconds: float = 0.0
+    pushed: datetime | None = None
+
+
+@dataclass(eq=False)
+class Job:
+    """One training run. `segment`, `step` and `averaging` are those of the newest snapshot."""
+
+    name: str
+    owner: str
+    spec: JobSpec
+    layout: Layout
+    window: HeldWindow
+    memory_bytes: int
+    lease: WriterLease
+    segment: int = 0
+    step: int = 0
+    averaging: int = 1
+    clock: float | None = None
+    closed: bool = False
+    version: int = 0
+    counters: Counters = field(default_factory=Counters)
+    created: datetime = field(default_factory=lambda: datetime.now(UTC))
+    device_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    upload: Upload | None = None
+    digests: deque[tuple[int, bytes]] = field(default_factory=deque)
+    predictions: OrderedDict[str, bool | None] = field(default_factory=OrderedDict)
+    _reports: tuple[int, tuple[Block, ...]] = (-1, ())
+
+    def digest_of(self, step: int) -> bytes | None:
+        """Digest of the held snapshot of a step of this segment, None where none is held."""
+        return next((digest for held, digest in self.digests if held == step), None)
+
+    def remember_prediction(self, prediction_id: str) -> None:
+        """Keeps the id, so that an outcome can be reported; the oldest ones are forgotten."""
+        self.predictions[prediction_id] = None
+        while len(self.predictions) > _REMEMBERED_PREDICTIONS:
+            self.predictions.popitem(last=False)
+
+    def report_outcome(self, prediction_id: str, accepted: bool) -> None:
+        """Counts a jump; the same report again changes nothing.
+
+        Raises:
+            NotFound: no such prediction.
+            AlreadyExists: it was reported with the other outcome.
+        """
+        if prediction_id not in self.predictions:
+            raise NotFound(
+                f"job {self.name!r} has no prediction {prediction_id!r} (the last {_REMEMBERED_PREDICTIONS} are known)",
+                reason="UNKNOWN_PREDICTION",
+                prediction=prediction_id,
+            )
+        before = self.predictions[prediction_id]
+        if before is None:
+            self.predictions[prediction_id] = accepted
+            self.counters.jumps_accepted += accepted
+            self.counters.jumps_rejected += not accepted
+        elif before != accepted:
+            raise AlreadyExists(
+                f"prediction {prediction_id!r} was reported as {'accepted' if before else 'rejected'} before",
+                reason="OUTCOME_REPORTED",
+                prediction=prediction_id,
+            )
+
+    async def reports(self, engine: Engine) -> tuple[Block, ...]:
+        """Operators of the window as it is now; computed once for each state of the window."""
+        async with self.device_lock:
+            if self._reports[0] != self.version and not self.closed:
+                self._reports = (self.version, await engine.run(self.window.reports))
+            return self._reports[1]
+
+    def describe(self, blocks: tuple[Block, ...] = ()) -> JobStatus:
+        """The job's state."""
+        counters = self.counters
+        return JobStatus(
+            name=self.name,
+            owner=self.owner,
+            tensors=dict(self.spec.tensors),
+            stride=self.spec.stride,
+            operator=self.spec.operator,
+            window_dtype=self.spec.window_dtype,
+            wire_dtype=self.spec.wire_dtype,
+            segment=self.segment,
+            step=self.step if self.window.snapshots_held else None,
+            snapshots_held=self.window.snapshots_held,
+            snapshots_accepted=counters.snapshots_accepted,
+            parameters=self.layout.elements,
+            memory_bytes=self.memory_bytes,
+            bytes_received=counters.bytes_received,
+            bytes_sent=counters.bytes_sent,
+            predictions=counters.predictions,
+            jumps_accepted=counters.jumps_accepted,
+            jumps_rejected=counters.jumps_rejected,
+            last_prediction_seconds=counters.last_prediction_seconds,
+            created=self.created,
+            pushed=counters.pushed,
+            lease=self.lease.describe(),
+            blocks=blocks,
+        )
+
+
+@dataclass(frozen=True)
+class OpenMode:
+    """How a name that is taken is dealt with: ``resume``, ``replace`` or ``error``; and whether a live lease counts."""
+
+    if_exists: str
+    take_over: bool
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A job and the lease on it."""
+
+    job: Job
+    lease_id: str
+    resumed: bool
+
+
+class Jobs:
+    """All jobs of the service, within one memory limit.
+
+    Attributes:
+        memory_limit_bytes: device memory for all jobs together.
+        draining: set when the service is about to stop: no new work is taken.
+    """
+
+    def __init__(
+        self, engine: Engine, memory_limit_bytes: int, lease_seconds: float, job_ttl_seconds: float
+    ) -> None:
+        """Begin with no jobs."""
+        self.engine = engine
+        self.memory_limit_bytes = memory_limit_bytes
+        self.lease_seconds = lease_seconds
+        self.job_ttl_seconds = job_ttl_seconds
+        self.draining = False
+        self._jobs: dict[str, Job] = {}
+        self._reserved_bytes = 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """Device memory of all jobs."""
+        return self._reserved_bytes
+
+    def __len__(self) -> int:
+        """Number of jobs."""
+        return len(self._jobs)
+
+    def all(self) -> Iterator[Job]:
+        """All jobs, by name."""
+        return iter([self._jobs[name] for name in sorted(self._jobs)])
+
+    def get(self, name: str, owner: str) -> Job:
+        """The job of this name.
+
+        Raises:
+            NotFound: no such job.
+            PermissionDenied: it belongs to another identity.
+        """
+        job = self._jobs.get(check_job_name(name))
+        if job is None:
+            raise NotFound(
+                f"there is no job {name!r}: it was never opened, was closed, or expired; open it again",
+                reason="JOB_NOT_FOUND",
+                job=name,
+            )
+        if job.owner != owner:
+            raise PermissionDenied(f"job {name!r} belongs to another identity", reason="NOT_THE_OWNER", job=name)
+        return job
+
+    def written(self, name: str, owner: str, lease_id: str) -> Job:
+        """The job of this name, for its writer; renews the lease.
+
+        Raises:
+            NotFound, PermissionDenied: as `get`.
+            LeaseLost: another writer holds it.
+            Unavailable: the service is draining.
+        """
+        self.refuse_when_draining()
+        job = self.get(name, owner)
+        job.lease.renew(name, lease_id)
+        return job
+
+    def refuse_when_draining(self) -> None:
+        """Raises Unavailable once the service is about to stop."""
+        if self.draining:
+            raise Unavailable("the service is draining: it is about to stop and takes no new work", reason="DRAINING")
+
+    async def open(self, name: str, owner: str, spec: JobSpec, mode: OpenMode, holder: str) -> Opened:
+        """Makes a job, resumes one, or replaces one.
+
+        Raises:
+            AlreadyExists: another spec under this name, a live lease, or ``error`` was asked for.
+            PermissionDenied: the name belongs to another identity.
+            ResourceExhausted: it does not fit the memory limit.
+            Unavailable: the service is draining.
+        """
+        self.refuse_when_draining()
+        existing = self._jobs.get(check_job_name(name))
+        if existing is not None:
+            self._refuse_taken(existing, owner, spec, mode)
+            if mode.if_exists == "resume":
+                return Opened(existing, existing.lease.grant(holder), resumed=True)
+            self.close(existing)
+        layout = Layout(dict(spec.tensors))
+        needed = HeldWindow.bytes_needed(layout, spec.operator, spec.window_dtype)
+        self._reserve(name, needed)
+        lease = WriterLease(self.lease_seconds)
+        try:
+            window = await self.engine.run(
+                self.engine.new_window, layout, spec.operator, spec.stride, spec.window_dtype
+            )
+            if name in self._jobs:  # opened by somebody else while the window was being made
+                raise AlreadyExists(f"job {name!r} was opened by another writer just now", reason="LIVE_LEASE", job=name)
+        except BaseException:
+            self._reserved_bytes -= needed
+            raise
+        job = Job(name, owner, spec, layout, window, needed, lease, digests=deque(maxlen=spec.operator.window))
+        self._jobs[name] = job
+        return Opened(job, lease.grant(holder), resumed=False)
+
+    def close(self, job: Job) -> int:
+        """Frees a job's memory and name; returns the bytes."""
+        if job.closed:
+            return 0
+        job.closed = True
+        job.lease.release()
+        del self._jobs[job.name]
+        self._reserved_bytes -= job.memory_bytes
+        return job.memory_bytes
+
+    def expire(self) -> list[str]:
+        """Closes jobs that had no writer for longer than the time to live; returns their names."""
+        idle = [job for job in self._jobs.values() if not job.lease.held and job.lease.idle_seconds > self.job_ttl_seconds]
+        for job in idle:
+            self.close(job)
+        return [job.name for job in idle]
+
+    def _refuse_taken(self, job: Job, owner: str, spec: JobSpec, mode: OpenMode) -> None:
+        name = job.name
+        if job.owner != owner:
+            raise PermissionDenied(f"job {name!r} belongs to another identity", reason="NOT_THE_OWNER", job=name)
+        if mode.if_exists == "error":
+            raise AlreadyExists(
+                f'job {name!r} exists; if_exists="resume" attaches to it, "replace" frees it',
+                reason="JOB_EXISTS",
+                job=name,
+            )
+        if job.lease.held and not mode.take_over:
+            left = job.lease.describe().expires_in_seconds
+            raise AlreadyExists(
+                f"job {name!r} has a writer ({job.lease.holder}) whose lease expires in {left:.0f} s unless it "
+                "calls; wait, close it there, use another name, or take_over=True",
+                reason="LIVE_LEASE",
+                job=name,
+                expires_in_seconds=f"{left:.3f}",
+            )
+        if mode.if_exists == "resume" and job.spec != spec:
+            raise AlreadyExists(
+                f"job {name!r} exists with another spec ({_difference(job.spec, spec)}); use another name, or "
+                'if_exists="replace"',
+                reason="OTHER_SPEC",
+                job=name,
+            )
+
+    def _reserve(self, name: str, needed: int) -> None:
+        if self._reserved_bytes + needed > self.memory_limit_bytes:
+            raise ResourceExhausted(
+                f"job {name!r} needs {needed / _MEBIBYTE:.1f} MiB on the device; {self._reserved_bytes / _MEBIBYTE:.1f} "
+                f"of the limit of {self.memory_limit_bytes / _MEBIBYTE:.1f} MiB are taken: use a smaller window, a "
+                "half-precision window_dtype, or a service with a higher --memory-limit",
+                reason="MEMORY_LIMIT",
+                needed_bytes=needed,
+                used_bytes=self._reserved_bytes,
+                limit_bytes=self.memory_limit_bytes,
+            )
+        self._reserved_bytes += needed
+
+
+def _difference(held: JobSpec, asked: JobSpec) -> str:
+    if replace(held, tensors=asked.tensors) == asked:
+        ours, theirs = dict(held.tensors), dict(asked.tensors)
+        changed = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        return f"tensors differ: {', '.join(changed[:3])}" if changed else "tensors are in another order"
+    fields = [f for f in ("stride", "operator", "window_dtype", "wire_dtype") if getattr(held, f) != getattr(asked, f)]
+    return "; ".join(f"{f} is {getattr(held, f)}, asked for {getattr(asked, f)}" for f in fields)
