@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from koopcast.errors import ArgumentTypeError, ArgumentValueError, KoopcastError, error_class
 from koopcast.v1 import error_pb2
 
-__all__ = ["Connection", "error_from_call", "is_local"]
+__all__ = ["STATUS_DETAILS_KEY", "Connection", "error_from_call", "is_local"]
 
 STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
 _OPTIONS: Final = (

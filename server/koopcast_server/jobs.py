@@ -263,10 +263,12 @@ class Jobs:
             self._refuse_taken(existing, owner, spec, mode)
             if mode.if_exists == "resume":
                 return Opened(existing, existing.lease.grant(holder), resumed=True)
-            self.close(existing)
         layout = Layout(dict(spec.tensors))
         needed = HeldWindow.bytes_needed(layout, spec.operator, spec.window_dtype)
-        self._reserve(name, needed)
+        self._refuse_oversized(name, needed, existing.memory_bytes if existing is not None else 0)
+        if existing is not None:
+            self.close(existing)
+        self._reserved_bytes += needed
         lease = WriterLease(self.lease_seconds)
         try:
             window = await self.engine.run(
@@ -325,18 +327,18 @@ class Jobs:
                 job=name,
             )
 
-    def _reserve(self, name: str, needed: int) -> None:
-        if self._reserved_bytes + needed > self.memory_limit_bytes:
+    def _refuse_oversized(self, name: str, needed: int, freed: int) -> None:
+        used = self._reserved_bytes - freed
+        if used + needed > self.memory_limit_bytes:
             raise ResourceExhausted(
-                f"job {name!r} needs {needed / _MEBIBYTE:.1f} MiB on the device; {self._reserved_bytes / _MEBIBYTE:.1f} "
-                f"of the limit of {self.memory_limit_bytes / _MEBIBYTE:.1f} MiB are taken: use a smaller window, a "
-                "half-precision window_dtype, or a service with a higher --memory-limit",
+                f"job {name!r} needs {needed / _MEBIBYTE:.1f} MiB on the device; {used / _MEBIBYTE:.1f} of the limit of "
+                f"{self.memory_limit_bytes / _MEBIBYTE:.1f} MiB are taken: use a smaller window, a half-precision "
+                "window_dtype, or a service with a higher --memory-limit",
                 reason="MEMORY_LIMIT",
                 needed_bytes=needed,
-                used_bytes=self._reserved_bytes,
+                used_bytes=used,
                 limit_bytes=self.memory_limit_bytes,
             )
-        self._reserved_bytes += needed
 
 
 def _difference(held: JobSpec, asked: JobSpec) -> str:
