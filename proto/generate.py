@@ -31,7 +31,9 @@ PROJECT_ROOT = PROTO_ROOT.parent
 PACKAGE = Path("koopcast/v1")
 COMMITTED = PROJECT_ROOT / "client" / PACKAGE
 TOOLCHAIN_ENVIRONMENT = PROJECT_ROOT / ".venv-proto"
-PACKAGE_DOCSTRING = '"""Generated protobuf and gRPC stubs of koopcast.v1. Written by proto/generate.py; do not edit."""\n'
+PACKAGE_DOCSTRING = (
+    '"""Generated protobuf and gRPC stubs of koopcast.v1. Written by proto/generate.py; do not edit."""\n'
+)
 
 
 def toolchain_python() -> Path:

@@ -41,7 +41,11 @@ class Connection:
     """
 
     def __init__(
-        self, target: str, *, token: str | None = None, ca: str | os.PathLike[str] | bytes | None = None,
+        self,
+        target: str,
+        *,
+        token: str | None = None,
+        ca: str | os.PathLike[str] | bytes | None = None,
         insecure: bool = False,
     ) -> None:
         """Check the arguments; nothing is contacted yet."""
@@ -155,9 +159,7 @@ def _check_target(target: str) -> None:
         return
     port = target.rpartition(":")[2]
     if not (port.isdecimal() and 0 < int(port) < 65536 and ":" in target):
-        raise ArgumentValueError(
-            f'target must be "host:port" or "unix:/path", not {target!r}', field="target"
-        )
+        raise ArgumentValueError(f'target must be "host:port" or "unix:/path", not {target!r}', field="target")
 
 
 def _check_token(token: str) -> str:
@@ -174,4 +176,6 @@ def _read_ca(ca: str | os.PathLike[str] | bytes | None) -> bytes | None:
     try:
         return Path(ca).read_bytes()
     except OSError as error:
-        raise ArgumentValueError(f"cannot read the CA certificate {os.fspath(ca)}: {error.strerror}", field="ca") from None
+        raise ArgumentValueError(
+            f"cannot read the CA certificate {os.fspath(ca)}: {error.strerror}", field="ca"
+        ) from None

@@ -125,9 +125,7 @@ class Client:
         request = _open_request(name, tensors, stride, operator, if_exists, take_over, window_dtype, wire_dtype)
         layout = Layout({key: describe(key, array) for key, array in tensors.items()})
         timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
-        response = self._connection.call(
-            lambda channel: job_pb2_grpc.JobServiceStub(channel).OpenJob, request, timeout
-        )
+        response = self._connection.call(lambda channel: job_pb2_grpc.JobServiceStub(channel).OpenJob, request, timeout)
         job = Job(self._connection, response, request, layout, operator, self._timeout_seconds)
         with self._lock:
             self._jobs.add(job)
@@ -233,7 +231,9 @@ def _open_request(
     if not isinstance(operator, Operator):
         raise ArgumentTypeError(f"operator must be a koopcast.Operator, not {operator!r}", field="operator")
     if if_exists not in _IF_EXISTS:
-        raise ArgumentValueError(f"if_exists must be one of {', '.join(_IF_EXISTS)}, not {if_exists!r}", field="if_exists")
+        raise ArgumentValueError(
+            f"if_exists must be one of {', '.join(_IF_EXISTS)}, not {if_exists!r}", field="if_exists"
+        )
     for field, dtype in (("window_dtype", window_dtype), ("wire_dtype", wire_dtype)):
         if dtype is not None and dtype not in ELEMENT_BYTES:
             raise ArgumentValueError(f"{field} must be one of {', '.join(ELEMENT_BYTES)}, not {dtype!r}", field=field)

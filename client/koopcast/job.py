@@ -150,10 +150,20 @@ class Job:
     @overload
     def predict_ahead(
         self,
+        horizon: Sequence[float],
+        *,
+        from_step: int | None = None,
+        operators: None = None,
+        timeout_seconds: float | None = None,
+    ) -> list[Prediction]: ...
+
+    @overload
+    def predict_ahead(
+        self,
         horizon: Sequence[float] | float,
         *,
         from_step: int | None = None,
-        operators: Sequence[Operator] | None = None,
+        operators: Sequence[Operator],
         timeout_seconds: float | None = None,
     ) -> list[Prediction]: ...
 
@@ -350,4 +360,4 @@ def _check_horizons(horizon: Sequence[float] | float) -> list[float]:
         _check_finite("horizon", value)
         if value <= 0:
             raise ArgumentValueError(f"horizon must be > 0 trainer steps, not {value}", field="horizon")
-    return [float(value) for value in horizons]  # type: ignore[arg-type]  # checked just above
+    return [float(value) for value in horizons]

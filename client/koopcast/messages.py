@@ -58,7 +58,8 @@ def tensors_from_messages(messages: Iterable[tensor_pb2.TensorSpec]) -> dict[str
         name = message.name
         if not 1 <= len(name) <= 512 or name in specs:
             raise InvalidArgument(
-                f"tensor names must be unique and 1 to 512 characters long; at fault: {name[:80]!r}", field="tensors"
+                f"tensor names must be unique and 1 to 512 characters long; at fault: {name[:80]!r}",
+                field="tensors",
             )
         if message.dtype not in DTYPE_NAMES:
             raise InvalidArgument(
@@ -68,7 +69,8 @@ def tensors_from_messages(messages: Iterable[tensor_pb2.TensorSpec]) -> dict[str
             )
         if len(message.shape) > 16 or any(size == 0 for size in message.shape):
             raise InvalidArgument(
-                f"tensor {name!r} has shape {tuple(message.shape)}; at most 16 dimensions, each at least 1", field=name
+                f"tensor {name!r} has shape {tuple(message.shape)}; at most 16 dimensions, each at least 1",
+                field=name,
             )
         if message.HasField("shard") or message.node_of:
             raise InvalidArgument(f"tensor {name!r}: this service does not implement shard and node_of", field=name)
@@ -155,9 +157,7 @@ def _rank_to_message(operator: Operator) -> tuple[operator_pb2.RankRule, int, fl
     return operator_pb2.RANK_RULE_FIXED, operator.rank, 0.0
 
 
-def _rank_from_message(
-    rule: int, rank: int, energy: float, base: Operator
-) -> tuple[Rank, float]:
+def _rank_from_message(rule: int, rank: int, energy: float, base: Operator) -> tuple[Rank, float]:
     if rule == operator_pb2.RANK_RULE_UNSPECIFIED:
         return base.rank, base.energy
     if rule == operator_pb2.RANK_RULE_AUTO:

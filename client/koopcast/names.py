@@ -23,6 +23,8 @@ def check_job_name(name: object) -> str:
         raise ArgumentTypeError(f"a job's name must be a string, not {name!r}", field="name")
     if not _JOB_NAME.fullmatch(name):
         raise ArgumentValueError(
-            f"a job's name is 1 to 128 letters, digits, '.', '_' or '-'; not {name[:140]!r}", field="name", limit=128
+            f"a job's name is 1 to 128 letters, digits, '.', '_' or '-'; not {name[:140]!r}",
+            field="name",
+            limit=128,
         )
     return name

@@ -151,7 +151,9 @@ def status_to_message(status: JobStatus) -> job_pb2.JobStatus:
         created_unix_seconds=status.created.timestamp(),
         pushed_unix_seconds=status.pushed.timestamp() if status.pushed else 0.0,
         lease=job_pb2.LeaseStatus(
-            held=status.lease.held, expires_in_seconds=status.lease.expires_in_seconds, holder=status.lease.holder
+            held=status.lease.held,
+            expires_in_seconds=status.lease.expires_in_seconds,
+            holder=status.lease.holder,
         ),
         blocks=[block_to_message(block) for block in status.blocks],
     )

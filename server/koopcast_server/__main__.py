@@ -44,7 +44,9 @@ def serve(  # noqa: PLR0913  # one option a setting
     tls_key: Annotated[Path | None, typer.Option(help="PEM private key.")] = None,
     token_file: Annotated[Path | None, typer.Option(help="File of identity:token lines (or KOOPCAST_TOKENS).")] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Listen anywhere without TLS and token.")] = None,
-    memory_limit: Annotated[str | None, typer.Option(help="Memory of all jobs, e.g. 8GiB. [half of what is free]")] = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(help="Memory of all jobs, e.g. 8GiB. [half of what is free]")
+    ] = None,
     job_ttl: Annotated[float | None, typer.Option(help="Seconds after which jobs without a writer end. [3600]")] = None,
     lease_seconds: Annotated[float | None, typer.Option(help="Seconds a lease lives without a call. [60]")] = None,
     drain_seconds: Annotated[float | None, typer.Option(help="Seconds open calls get after SIGTERM. [10]")] = None,

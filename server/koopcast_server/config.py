@@ -69,11 +69,11 @@ class Settings(BaseSettings):
     tokens: SecretStr | None = None
     insecure: bool = False
     memory_limit_bytes: Annotated[int, BeforeValidator(parse_bytes)] = AUTO_MEMORY_LIMIT
-    job_ttl_seconds: float = Field(3600.0, gt=0)
-    lease_seconds: float = Field(60.0, gt=0)
-    drain_seconds: float = Field(10.0, ge=0)
-    stall_seconds: float = Field(60.0, gt=0)
-    workers: int = Field(4, ge=1, le=256)
-    threads: int = Field(0, ge=0, le=1024)
+    job_ttl_seconds: float = Field(default=3600.0, gt=0)
+    lease_seconds: float = Field(default=60.0, gt=0)
+    drain_seconds: float = Field(default=10.0, ge=0)
+    stall_seconds: float = Field(default=60.0, gt=0)
+    workers: int = Field(default=4, ge=1, le=256)
+    threads: int = Field(default=0, ge=0, le=1024)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"

@@ -6,8 +6,8 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from koopcast.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from koopcast.messages import (
@@ -30,7 +30,7 @@ from koopcast.v1 import (
     tensor_pb2,
 )
 from koopcast.version import PROTOCOL_VERSION, VERSION
-from koopcast.wire import ACK_BYTES, ELEMENT_BYTES, UNACKNOWLEDGED_BYTES, checksum, storage_dtype
+from koopcast.wire import ACK_BYTES, ELEMENT_BYTES, UNACKNOWLEDGED_BYTES, TensorSpec, checksum, storage_dtype
 from koopcast_server.held_window import Answer, narrowed_chunks
 from koopcast_server.interceptor import caller
 from koopcast_server.jobs import Job, Jobs, JobSpec, OpenMode
@@ -39,6 +39,8 @@ from koopcast_server.uploads import SnapshotIdentity, Upload, judge
 
 if TYPE_CHECKING:
     import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
 
 __all__ = ["JobService", "PredictionService", "SnapshotService"]
 
@@ -63,7 +65,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         self._jobs = jobs
 
     async def OpenJob(  # noqa: N802  # gRPC's names
-        self, request: job_pb2.OpenJobRequest, context: grpc.aio.ServicerContext
+        self, request: job_pb2.OpenJobRequest, context: Context
     ) -> job_pb2.OpenJobResponse:
         """Makes, resumes or replaces a job."""
         if request.protocol_version < 1:
@@ -93,7 +95,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         )
 
     async def GetJob(  # noqa: N802
-        self, request: job_pb2.GetJobRequest, context: grpc.aio.ServicerContext
+        self, request: job_pb2.GetJobRequest, context: Context
     ) -> job_pb2.GetJobResponse:
         """Shows one job."""
         job = self._jobs.get(request.name, caller())
@@ -101,7 +103,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         return job_pb2.GetJobResponse(job=status_to_message(job.describe(blocks)))
 
     async def ListJobs(  # noqa: N802
-        self, request: job_pb2.ListJobsRequest, context: grpc.aio.ServicerContext
+        self, request: job_pb2.ListJobsRequest, context: Context
     ) -> job_pb2.ListJobsResponse:
         """Lists the caller's jobs; the page token is the last name of the page before."""
         size = min(request.page_size or _MAX_PAGE, _MAX_PAGE)
@@ -113,7 +115,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         )
 
     async def RenewLease(  # noqa: N802
-        self, request: job_pb2.RenewLeaseRequest, context: grpc.aio.ServicerContext
+        self, request: job_pb2.RenewLeaseRequest, context: Context
     ) -> job_pb2.RenewLeaseResponse:
         """Keeps a lease alive."""
         job = self._jobs.get(request.name, caller())
@@ -121,7 +123,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         return job_pb2.RenewLeaseResponse(lease_seconds=job.lease.seconds)
 
     async def CloseJob(  # noqa: N802
-        self, request: job_pb2.CloseJobRequest, context: grpc.aio.ServicerContext
+        self, request: job_pb2.CloseJobRequest, context: Context
     ) -> job_pb2.CloseJobResponse:
         """Releases the lease, and frees the job unless it is to be kept."""
         job = self._jobs.get(request.name, caller())
@@ -145,7 +147,7 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotServiceServicer):
     async def PushSnapshot(  # noqa: N802
         self,
         request_iterator: AsyncIterator[snapshot_pb2.PushSnapshotRequest],
-        context: grpc.aio.ServicerContext,
+        context: Context,
     ) -> AsyncIterator[snapshot_pb2.PushSnapshotResponse]:
         """One snapshot: header, chunks, commit."""
         messages = aiter(request_iterator)
@@ -223,7 +225,7 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
         self._metrics = metrics
 
     async def PredictAhead(  # noqa: N802
-        self, request: prediction_pb2.PredictAheadRequest, context: grpc.aio.ServicerContext
+        self, request: prediction_pb2.PredictAheadRequest, context: Context
     ) -> AsyncIterator[prediction_pb2.PredictAheadResponse]:
         """For each operator, for each horizon: one report, then chunks of displacement."""
         started = time.perf_counter()
@@ -248,7 +250,7 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
                             yield message
 
     async def ReportOutcome(  # noqa: N802
-        self, request: prediction_pb2.ReportOutcomeRequest, context: grpc.aio.ServicerContext
+        self, request: prediction_pb2.ReportOutcomeRequest, context: Context
     ) -> prediction_pb2.ReportOutcomeResponse:
         """Notes what the trainer did with a prediction."""
         job = self._jobs.written(request.job, caller(), request.lease_id)
@@ -315,7 +317,9 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
 def _spec_from_message(message: job_pb2.JobSpec) -> JobSpec:
     if not 1 <= len(message.tensors) <= _MAX_TENSORS:
         raise InvalidArgument(
-            f"a job has 1 to {_MAX_TENSORS} tensors, not {len(message.tensors)}", field="tensors", limit=_MAX_TENSORS
+            f"a job has 1 to {_MAX_TENSORS} tensors, not {len(message.tensors)}",
+            field="tensors",
+            limit=_MAX_TENSORS,
         )
     if message.stride < 1:
         raise InvalidArgument("stride must be at least 1 step", field="stride")
@@ -344,7 +348,8 @@ def _identity_from_header(header: snapshot_pb2.SnapshotHeader, job: Job) -> Snap
         raise InvalidArgument(_tensor_difference(tensors, job), field="tensors")
     if header.total_bytes != job.layout.nbytes:
         raise InvalidArgument(
-            f"total_bytes is {header.total_bytes}; the job's tensors have {job.layout.nbytes}", field="total_bytes"
+            f"total_bytes is {header.total_bytes}; the job's tensors have {job.layout.nbytes}",
+            field="total_bytes",
         )
     if len(header.digest) != 4:
         raise InvalidArgument("digest is the 4 bytes of a crc32c", field="digest")
@@ -354,7 +359,7 @@ def _identity_from_header(header: snapshot_pb2.SnapshotHeader, job: Job) -> Snap
     return SnapshotIdentity(header.segment, header.step, header.digest, max(1, header.averaging), clock)
 
 
-def _tensor_difference(tensors: dict[str, object], job: Job) -> str:
+def _tensor_difference(tensors: Mapping[str, TensorSpec], job: Job) -> str:
     expected = dict(job.spec.tensors)
     for name in {**expected, **tensors}:
         if tensors.get(name) != expected.get(name):
@@ -365,7 +370,9 @@ def _tensor_difference(tensors: dict[str, object], job: Job) -> str:
 def _operators_of(request: prediction_pb2.PredictAheadRequest, job: Job) -> list[Operator]:
     if not 1 <= len(request.horizons) <= _MAX_HORIZONS:
         raise InvalidArgument(
-            f"1 to {_MAX_HORIZONS} horizons, not {len(request.horizons)}", field="horizons", limit=_MAX_HORIZONS
+            f"1 to {_MAX_HORIZONS} horizons, not {len(request.horizons)}",
+            field="horizons",
+            limit=_MAX_HORIZONS,
         )
     for horizon in request.horizons:
         if not (math.isfinite(horizon) and horizon > 0):

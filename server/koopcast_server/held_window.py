@@ -61,7 +61,9 @@ class Answer:
 class HeldWindow:
     """The device side of one job. Not safe for concurrent calls: the job's lock serialises them."""
 
-    def __init__(self, layout: Layout, operator: Operator, stride: int, window_dtype: str, device: torch.device) -> None:
+    def __init__(
+        self, layout: Layout, operator: Operator, stride: int, window_dtype: str, device: torch.device
+    ) -> None:
         """Allocate the ring, the spare slot and the Gram matrices."""
         names, bounds = _blocks(layout, operator)
         self._names = names
@@ -113,7 +115,8 @@ class HeldWindow:
         run = self._layout.run_of(offset, len(data))
         if run is None:
             raise InvalidArgument(
-                f"the chunk at byte {offset} does not hold whole elements of tensors of one type", field="offset"
+                f"the chunk at byte {offset} does not hold whole elements of tensors of one type",
+                field="offset",
             )
         values = widen(data, run.dtype)
         first = run.first_element + (offset - run.first_byte) // ELEMENT_BYTES[run.dtype]
@@ -130,7 +133,9 @@ class HeldWindow:
             self._window.clear()
         self._window.publish()
 
-    def solve(self, operators: Sequence[Operator], horizons: Sequence[float], offset_steps: float) -> list[list[Answer]]:
+    def solve(
+        self, operators: Sequence[Operator], horizons: Sequence[float], offset_steps: float
+    ) -> list[list[Answer]]:
         """Answers for each operator and horizon, from the Gram matrices alone.
 
         Args:

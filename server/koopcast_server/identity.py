@@ -57,7 +57,8 @@ class Identities:
             return ANONYMOUS
         if not authorization:
             raise Unauthenticated(
-                "this service needs a token: koopcast.connect(..., token=...) or KOOPCAST_TOKEN", reason="NO_TOKEN"
+                "this service needs a token: koopcast.connect(..., token=...) or KOOPCAST_TOKEN",
+                reason="NO_TOKEN",
             )
         given = _token_of(authorization).encode()
         found = ""

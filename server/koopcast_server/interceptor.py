@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import structlog
@@ -21,6 +21,10 @@ from koopcast_server.metrics import Metrics
 
 __all__ = ["CallInterceptor", "caller", "status_of"]
 
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+    Handler = grpc.RpcMethodHandler[Any, Any]
+
 _OPEN_SERVICES: Final = ("/grpc.health.v1.Health/",)
 _ERROR_DOMAIN: Final = "koopcast"
 _caller: ContextVar[str] = ContextVar("koopcast_caller")
@@ -32,7 +36,7 @@ def caller() -> str:
     return _caller.get()
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # untyped in grpcio
+class CallInterceptor(grpc.aio.ServerInterceptor):
     """Checks the token before a byte of the request is read, times the call, and turns errors into status.
 
     Attributes:
@@ -47,9 +51,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # unty
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> Handler | None:
         """Wraps the handler of one call."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
@@ -59,14 +63,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # unty
         header = authorization if isinstance(authorization, str) else None
         return self._wrapped(handler, method, header)
 
-    def _wrapped(self, handler: Any, method: str, authorization: str | None) -> grpc.RpcMethodHandler:
+    def _wrapped(self, handler: Any, method: str, authorization: str | None) -> Handler:
         behavior = handler.stream_stream or handler.unary_stream or handler.stream_unary or handler.unary_unary
 
-        async def single(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        async def single(request: Any, context: Context) -> Any:
             async with self._call(method, authorization, context):
                 return await behavior(request, context)
 
-        async def stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             async with self._call(method, authorization, context):
                 async for response in behavior(request, context):
                     yield response
@@ -86,7 +90,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # unty
 
     @asynccontextmanager
     async def _call(
-        self, method: str, authorization: str | None, context: grpc.aio.ServicerContext
+        self, method: str, authorization: str | None, context: Context
     ) -> AsyncIterator[None]:
         started = time.perf_counter()
         code = grpc.StatusCode.OK
@@ -114,7 +118,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # unty
             await abort(context, failure)
 
 
-async def abort(context: grpc.aio.ServicerContext, error: KoopcastError) -> None:
+async def abort(context: Context, error: KoopcastError) -> None:
     """Ends a call with the status of `error`."""
     details = status_of(error).SerializeToString()
     await context.abort(error.code, str(error), trailing_metadata=((STATUS_DETAILS_KEY, details),))

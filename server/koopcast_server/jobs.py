@@ -187,9 +187,7 @@ class Jobs:
         draining: set when the service is about to stop: no new work is taken.
     """
 
-    def __init__(
-        self, engine: Engine, memory_limit_bytes: int, lease_seconds: float, job_ttl_seconds: float
-    ) -> None:
+    def __init__(self, engine: Engine, memory_limit_bytes: int, lease_seconds: float, job_ttl_seconds: float) -> None:
         """Begin with no jobs."""
         self.engine = engine
         self.memory_limit_bytes = memory_limit_bytes
@@ -275,7 +273,9 @@ class Jobs:
                 self.engine.new_window, layout, spec.operator, spec.stride, spec.window_dtype
             )
             if name in self._jobs:  # opened by somebody else while the window was being made
-                raise AlreadyExists(f"job {name!r} was opened by another writer just now", reason="LIVE_LEASE", job=name)
+                raise AlreadyExists(
+                    f"job {name!r} was opened by another writer just now", reason="LIVE_LEASE", job=name
+                )
         except BaseException:
             self._reserved_bytes -= needed
             raise
@@ -295,7 +295,9 @@ class Jobs:
 
     def expire(self) -> list[str]:
         """Closes jobs that had no writer for longer than the time to live; returns their names."""
-        idle = [job for job in self._jobs.values() if not job.lease.held and job.lease.idle_seconds > self.job_ttl_seconds]
+        idle = [
+            job for job in self._jobs.values() if not job.lease.held and job.lease.idle_seconds > self.job_ttl_seconds
+        ]
         for job in idle:
             self.close(job)
         return [job.name for job in idle]

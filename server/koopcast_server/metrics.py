@@ -31,7 +31,11 @@ class _JobsCollector(Collector):
             ("koopcast_jobs_with_writer", "Jobs whose lease is held.", held),
             ("koopcast_device_memory_bytes", "Device memory of all jobs.", jobs.memory_bytes),
             ("koopcast_device_memory_limit_bytes", "Limit of that memory.", jobs.memory_limit_bytes),
-            ("koopcast_engine_waiting_calls", "Calls on, or waiting for, worker threads.", jobs.engine.waiting),
+            (
+                "koopcast_engine_waiting_calls",
+                "Calls on, or waiting for, worker threads.",
+                jobs.engine.waiting,
+            ),
             ("koopcast_draining", "1 while the service drains.", jobs.draining),
         ):
             yield GaugeMetricFamily(name, text, value=float(value))
@@ -51,14 +55,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.snapshots = Counter(
-            "koopcast_snapshots", "Snapshots by outcome.", ("outcome",), registry=self.registry
-        )
-        self.received_bytes = Counter(
-            "koopcast_received_bytes", "Snapshot bytes accepted.", registry=self.registry
-        )
+        self.snapshots = Counter("koopcast_snapshots", "Snapshots by outcome.", ("outcome",), registry=self.registry)
+        self.received_bytes = Counter("koopcast_received_bytes", "Snapshot bytes accepted.", registry=self.registry)
         self.sent_bytes = Counter("koopcast_sent_bytes", "Displacement bytes sent.", registry=self.registry)
         self.predictions = Counter(
-            "koopcast_predictions", "Predictions, by whether any block moved.", ("moved",), registry=self.registry
+            "koopcast_predictions",
+            "Predictions, by whether any block moved.",
+            ("moved",),
+            registry=self.registry,
         )
         self.jumps = Counter("koopcast_jumps", "Reported jumps.", ("outcome",), registry=self.registry)

@@ -139,12 +139,11 @@ class Upload:
         """
         job, snapshot = self._job, self._snapshot
         if self.received_bytes != job.layout.nbytes:
-            raise InvalidArgument(
-                f"commit after {self.received_bytes} of {job.layout.nbytes} bytes", field="commit"
-            )
+            raise InvalidArgument(f"commit after {self.received_bytes} of {job.layout.nbytes} bytes", field="commit")
         if self._crc32c.to_bytes(4, "big") != snapshot.digest:
             raise DataLoss(
-                "the bytes do not match the header's digest; push the snapshot again", reason="DIGEST_MISMATCH"
+                "the bytes do not match the header's digest; push the snapshot again",
+                reason="DIGEST_MISMATCH",
             )
         async with job.device_lock:
             self._check_current()
