@@ -120,7 +120,8 @@ def error_from_call(error: grpc.RpcError, target: str) -> KoopcastError:
     """The koopcast exception for a failed call, with the reason and details the service sent."""
     code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
     text = (error.details() if isinstance(error, grpc.Call) else str(error)) or code.name
-    reason, details = "", {}
+    reason = ""
+    details: dict[str, str] = {}
     for key, value in _trailers(error):
         if key == STATUS_DETAILS_KEY and isinstance(value, bytes):
             reason, details = _decode_details(value)

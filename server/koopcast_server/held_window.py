@@ -21,9 +21,9 @@ from koopcast.prediction import Block
 from koopcast.window import Window
 from koopcast.wire import CHUNK_BYTES, ELEMENT_BYTES, Layout, checksum, narrow, storage_dtype, widen
 from koopcast_server.koopman import (
-    OperatorReport,
     OperatorSettings,
     Products,
+    Report,
     block_bounds,
     predict,
     report,
@@ -171,7 +171,8 @@ class HeldWindow:
         if self.snapshots_held < self._operator.minimum_snapshots:
             return ()
         current = report(self._products(), _settings(self._operator))
-        return tuple(self._blocks(current, current.moves, 0.0))
+        would_move = (current.rank > 0) & ~(current.backtest_error >= 1.0)
+        return tuple(self._blocks(current, would_move, 0.0))
 
     def displacement(self, answer: Answer) -> torch.Tensor:
         """The answer's displacement, all tensors flat, on the CPU in the storage type."""
@@ -208,7 +209,7 @@ class HeldWindow:
             value=values[bad],
         )
 
-    def _blocks(self, current: OperatorReport, moves: torch.Tensor, horizon_steps: float) -> Iterator[Block]:
+    def _blocks(self, current: Report, moves: torch.Tensor, horizon_steps: float) -> Iterator[Block]:
         backtest_steps = current.backtest_strides * self._stride
         ranks, moved = current.rank.tolist(), moves.tolist()
         radii, residuals = current.spectral_radius.tolist(), current.residual.tolist()

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 import structlog
-import uvicorn
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -29,11 +25,13 @@ from koopcast.v1 import (
 from koopcast_server.config import AUTO_MEMORY_LIMIT, Settings
 from koopcast_server.engine import Engine
 from koopcast_server.grpc_api import JobService, PredictionService, SnapshotService
-from koopcast_server.http_api import create_app
 from koopcast_server.identity import Identities
 from koopcast_server.interceptor import CallInterceptor
 from koopcast_server.jobs import Jobs
 from koopcast_server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from koopcast_server.http_server import HttpServer
 
 __all__ = ["Service", "StartupError"]
 
@@ -98,7 +96,7 @@ class Service:
         self._calls = CallInterceptor(self._identities, self._metrics)
         self._health = health.aio.HealthServicer()
         self._tasks: list[asyncio.Task[None]] = []
-        self._http: uvicorn.Server | None = None
+        self._http: HttpServer | None = None
         self.grpc_address = ""
         self.http_address: str | None = None
 
@@ -141,8 +139,7 @@ class Service:
         for task in self._tasks:
             task.cancel()
         if self._http is not None:
-            self._http.should_exit = True
-            await self._http_task
+            await self._http.stop()
         self.engine.close()
         _log.info("stopped")
 
@@ -168,48 +165,22 @@ class Service:
         return f"{address.rpartition(':')[0]}:{port}"
 
     async def _start_http(self, address: str) -> None:
-        host, _, port = address.rpartition(":")
+        from koopcast_server.http_server import HttpServer  # noqa: PLC0415  # the embedded service has no HTTP
+
+        app_parts = (self.jobs, self._metrics, self._identities)
+        pair = (self._tls.certificate, self._tls.key) if self._tls is not None else None
         try:
-            bound = socket.create_server(
-                (host.strip("[]"), int(port)),
-                family=socket.AF_INET6 if ":" in host else socket.AF_INET,
-                backlog=128,
-            )
-        except (OSError, ValueError) as error:
+            self._http = await HttpServer.start(address, app_parts, pair)
+        except (OSError, ValueError, RuntimeError) as error:
             await self._server.stop(None)
             raise StartupError(f"cannot listen on {address} for HTTP: {error}") from error
-        config = uvicorn.Config(
-            create_app(self.jobs, self._metrics, self._identities),
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=1,
-            server_header=False,
-            ssl_certfile=self._tls.certificate if self._tls else None,
-            ssl_keyfile=self._tls.key if self._tls else None,
-        )
-        self._http = _QuietServer(config)
-        self._http_task = asyncio.create_task(self._http.serve([bound]), name="koopcast-http")
-        scheme = "https" if self._tls else "http"
-        self.http_address = f"{scheme}://{host}:{bound.getsockname()[1]}"
-        while not self._http.started:
-            if self._http_task.done():
-                raise StartupError(f"HTTP on {address} did not start")
-            await asyncio.sleep(0.01)
+        self.http_address = self._http.address
 
     async def _expire_jobs(self) -> None:
         while True:
             await asyncio.sleep(min(_EXPIRY_SECONDS, self.jobs.job_ttl_seconds))
             for name in self.jobs.expire():
                 _log.info("job expired", job=name)
-
-
-class _QuietServer(uvicorn.Server):
-    """Leaves signals to the process: the whole service drains together."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def _tls_of(settings: Settings) -> _Tls | None:

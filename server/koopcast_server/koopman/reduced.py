@@ -24,7 +24,7 @@ class Fit:
         modes: (B, m - 1, r), the orthonormal POD modes as combinations of the inputs x_1 … x_{m-1}.
         operator: (B, r, r), advances mode amplitudes by one stride.
         start: (B, r), amplitudes of x_m.
-        rank: (B,) int64.
+        rank: (B,) int64; 0 where there is nothing to fit, or no finite operator.
         residual: (B,), |Y - A X| / |Y|; NaN where Y is zero.
     """
 
@@ -59,7 +59,10 @@ def fit(gram: Tensor, noise: Tensor, snapshots: int, settings: OperatorSettings)
     projected = modes.mT @ cross @ modes  # Uᵀ Y V Σ⁻¹
     operator = projected * damping[:, None, :]
     start = (modes.mT @ gram[:, :-1, -1:]).squeeze(-1)
-    return Fit(modes, operator, start, rank, _residual(gram, squared, projected, operator))
+    residual = _residual(gram, squared, projected, operator)
+    sound = operator.isfinite().all(dim=-1).all(dim=-1)  # else: growth beyond what float64 can hold
+    operator = torch.where(sound[:, None, None], operator, 0.0)
+    return Fit(modes, operator, start, torch.where(sound, rank, 0), residual)
 
 
 def _residual(gram: Tensor, squared: Tensor, projected: Tensor, operator: Tensor) -> Tensor:
