@@ -129,5 +129,5 @@ def _analyse(
 
 def _sane(observed: Observed, coordinates: Tensor) -> Tensor:
     """(H, B) bool: finite, and the displacement is not absurdly longer than what was seen."""
-    length = ((coordinates @ observed.frame) * coordinates).sum(dim=-1)
+    length = ((coordinates.unsqueeze(-2) @ observed.frame).squeeze(-2) * coordinates).sum(dim=-1)
     return coordinates.isfinite().all(dim=-1) & (length < _FARTHEST**2)
