@@ -1,0 +1,31 @@
+"""Fixtures for all tests: one real service process a module, and a client of it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from services import RunningService, running_service
+
+import koopcast
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[RunningService]:
+    """A `koopcast serve` process with its default settings."""
+    with running_service("--memory-limit", "1GiB", "--http", "off") as running:
+        yield running
+
+
+@pytest.fixture
+def client(service: RunningService) -> Iterator[koopcast.Client]:
+    """A client of the module's service."""
+    with koopcast.connect(service.target) as connected:
+        yield connected
+
+
+@pytest.fixture
+def job_name() -> str:
+    """A name that no other test uses."""
+    return f"job-{uuid.uuid4().hex[:12]}"
