@@ -113,8 +113,7 @@ def running_service(*arguments: str, environment: Mapping[str, str] | None = Non
     try:
         yield service
     finally:
-        if service.process.poll() is None:
-            service.stop()
+        service.stop()
 
 
 def free_port() -> int:

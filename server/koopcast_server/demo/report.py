@@ -1,0 +1,177 @@
+"""The demo's figures: as JSON, as a table, as a plot."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import matplotlib as mpl
+from rich.console import Console
+from rich.table import Table
+
+from koopcast_server.demo.training import Run
+
+__all__ = ["Comparison", "compare", "print_report", "write_json", "write_plot"]
+
+_LOOSER: Final = 1.05
+_BASELINE_COLOUR: Final = "#8a8f98"
+_ACCELERATED_COLOUR: Final = "#0b6e99"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both runs in numbers. Steps are counted: optimizer steps plus evaluations of the probe.
+
+    Attributes:
+        target_loss: what the plain run reaches with its whole budget.
+        baseline_steps: when the plain run reaches it.
+        accelerated_steps: when the run with jumps does; None if it never did.
+        step_ratio: the first over the second; 0 if it never did.
+        baseline_seconds, accelerated_seconds: the same in seconds, measured.
+        final_loss_baseline, final_loss_accelerated: at the end of the same budget of counted steps.
+        baseline_steps_within_5_percent, accelerated_steps_within_5_percent: to a target 5 % higher.
+        optimizer_steps, probe_evaluations: what the counted steps of the run with jumps are made of, at its end.
+        jumps_proposed, jumps_accepted, jumps_rejected: at the end of the run.
+        bytes_sent, bytes_received: snapshots up, displacements down.
+        seconds_blocked: time the training thread waited for the service.
+        learning_rate: the plain optimizer's best of the grid; both runs use it.
+        grid: learning rate to the plain run's final loss.
+        seed: of the first weights.
+    """
+
+    target_loss: float
+    baseline_steps: int
+    accelerated_steps: int | None
+    step_ratio: float
+    baseline_seconds: float
+    accelerated_seconds: float | None
+    final_loss_baseline: float
+    final_loss_accelerated: float
+    accuracy_baseline: float
+    accuracy_accelerated: float
+    baseline_steps_within_5_percent: int
+    accelerated_steps_within_5_percent: int | None
+    optimizer_steps: int
+    probe_evaluations: int
+    jumps_proposed: int
+    jumps_accepted: int
+    jumps_rejected: int
+    bytes_sent: int
+    bytes_received: int
+    seconds_blocked: float
+    learning_rate: float
+    grid: dict[str, float]
+    seed: int
+
+
+def compare(baseline: Run, accelerated: Run, grid: dict[str, float], seed: int) -> Comparison:
+    """The figures of two runs of the same budget; the second one has the hook's counts."""
+    target = baseline.final_loss
+    reached = baseline.first_at(target)
+    faster = accelerated.first_at(target)
+    looser = baseline.first_at(_LOOSER * target)
+    looser_faster = accelerated.first_at(_LOOSER * target)
+    stats = accelerated.stats
+    if reached is None or looser is None or stats is None:
+        raise ValueError("the baseline never reached its own final loss, or the other run had no hook")
+    return Comparison(
+        target_loss=target,
+        baseline_steps=reached[0],
+        accelerated_steps=faster[0] if faster else None,
+        step_ratio=reached[0] / faster[0] if faster else 0.0,
+        baseline_seconds=reached[1],
+        accelerated_seconds=faster[1] if faster else None,
+        final_loss_baseline=baseline.final_loss,
+        final_loss_accelerated=accelerated.final_loss,
+        accuracy_baseline=baseline.accuracy,
+        accuracy_accelerated=accelerated.accuracy,
+        baseline_steps_within_5_percent=looser[0],
+        accelerated_steps_within_5_percent=looser_faster[0] if looser_faster else None,
+        optimizer_steps=accelerated.optimizer_steps,
+        probe_evaluations=stats.probe_evaluations,
+        jumps_proposed=stats.jumps_proposed,
+        jumps_accepted=stats.jumps_accepted,
+        jumps_rejected=stats.jumps_rejected,
+        bytes_sent=stats.bytes_sent,
+        bytes_received=stats.bytes_received,
+        seconds_blocked=stats.seconds_blocked,
+        learning_rate=baseline.learning_rate,
+        grid=grid,
+        seed=seed,
+    )
+
+
+def write_json(comparison: Comparison, path: Path) -> None:
+    """Writes the figures."""
+    path.write_text(json.dumps(asdict(comparison), indent=2) + "\n")
+
+
+def print_report(console: Console, comparison: Comparison, accelerated: Run) -> None:
+    """Prints the comparison, and the job as the service saw it."""
+    c = comparison
+    table = Table(title=f"to loss {c.target_loss:.4f}, which plain training reaches with its whole budget")
+    for column in ("", "plain", "with koopcast", "ratio"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("steps (probes counted)", str(c.baseline_steps), _count(c.accelerated_steps), f"{c.step_ratio:.2f}x")
+    time_ratio = f"{c.baseline_seconds / c.accelerated_seconds:.2f}x" if c.accelerated_seconds else "-"
+    seconds = f"{c.accelerated_seconds:.1f}" if c.accelerated_seconds else "never"
+    table.add_row("seconds", f"{c.baseline_seconds:.1f}", seconds, time_ratio)
+    loose, loose_faster = c.baseline_steps_within_5_percent, c.accelerated_steps_within_5_percent
+    loose_ratio = f"{loose / loose_faster:.2f}x" if loose_faster else "-"
+    table.add_row("steps to a 5 % higher loss", str(loose), _count(loose_faster), loose_ratio)
+    table.add_row("loss after the same budget", f"{c.final_loss_baseline:.4f}", f"{c.final_loss_accelerated:.4f}", "")
+    table.add_row("accuracy on the training images", f"{c.accuracy_baseline:.2%}", f"{c.accuracy_accelerated:.2%}", "")
+    table.add_row("jumps proposed / accepted", "", f"{c.jumps_proposed} / {c.jumps_accepted}", "")
+    table.add_row("optimizer steps + probes", "", f"{c.optimizer_steps} + {c.probe_evaluations}", "")
+    table.add_row("sent / received", "", f"{c.bytes_sent / 1e6:.1f} / {c.bytes_received / 1e6:.1f} MB", "")
+    table.add_row("waiting for the service", "", f"{c.seconds_blocked:.2f} s", "")
+    console.print(table)
+    status = accelerated.status
+    if status is not None:
+        console.print(
+            f"the service's view: job {status.name}, segment {status.segment}, {status.snapshots_accepted} snapshots "
+            f"accepted, {status.predictions} predictions, {status.jumps_accepted} jumps taken, "
+            f"{status.jumps_rejected} refused, last answer in {1e3 * status.last_prediction_seconds:.1f} ms, "
+            f"{status.memory_bytes / 2**20:.1f} MiB"
+        )
+
+
+def write_plot(baseline: Run, accelerated: Run, comparison: Comparison, path: Path) -> None:
+    """Writes both loss curves over counted steps, the jumps marked."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415  # after the backend was chosen
+
+    figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
+    axes.plot(baseline.steps, baseline.losses, color=_BASELINE_COLOUR, label="SGD with momentum, tuned, linear decay")
+    axes.plot(accelerated.steps, accelerated.losses, color=_ACCELERATED_COLOUR, label="the same with koopcast.attach")
+    axes.axhline(
+        comparison.target_loss, color="#c0392b", linewidth=0.8, linestyle=":", label="target: plain's final loss"
+    )
+    _mark_jumps(axes, accelerated)
+    axes.set_yscale("log")
+    axes.set_xlabel("steps counted (optimizer steps + probe evaluations)")
+    axes.set_ylabel("training loss")
+    title = "5,000 MNIST digits, full batch, MLP 784-20-20-20-10"
+    axes.set_title(f"{title}\n{comparison.step_ratio:.2f}x fewer steps to the same loss", loc="left", fontsize=11)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _mark_jumps(axes: object, run: Run) -> None:
+    """A mark at each accepted jump: at the first point after it."""
+    if run.stats is None:
+        return
+    accepted = [event for event in run.stats.log if event.accepted]
+    points = [index for index, (a, b) in enumerate(zip(run.steps, run.steps[1:], strict=False)) if b - a > 1]
+    jumped = {event.step for event in accepted}
+    steps = [run.steps[index + 1] for index in points if index + 1 in jumped]
+    losses = [run.losses[index + 1] for index in points if index + 1 in jumped]
+    axes.plot(steps, losses, "v", color=_ACCELERATED_COLOUR, markersize=8, label="accepted jumps")  # type: ignore[attr-defined]
+
+
+def _count(steps: int | None) -> str:
+    return "never" if steps is None else str(steps)
