@@ -6,15 +6,18 @@
       ^                    Gram row               <d, every stored velocity>, float64
       └───── swap ──────── last                   spare and last change places
 
-This is the only code that touches arrays as long as the model (design §1: the window moves bytes, the operator
-thinks). It runs on the service and, for trainer-held windows, inside the trainer, so it knows of neither.
+This is the only code that touches arrays as long as the model (design §1: the window moves bytes, the
+operator thinks). It runs on the service and, for trainer-held windows, inside the trainer, so it knows of
+neither.
 
-Consecutive differences ("velocities") are stored, and the last snapshot in full. Differences of close floats are
-exact, half precision keeps its few bits for what changes, and no large common part eats the digits of a Gram.
+Consecutive differences ("velocities") are stored, and the last snapshot in full. Differences of close floats
+are exact, half precision keeps its few bits for what changes, and no large common part eats the digits of a
+Gram.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -92,7 +95,7 @@ class Window:
             ValueError: for bounds, a length or a dtype that make no window.
         """
         bounds = [int(bound) for bound in block_bounds]
-        if len(bounds) < 2 or bounds[0] != 0 or any(a > b for a, b in zip(bounds, bounds[1:], strict=False)):
+        if len(bounds) < 2 or bounds[0] != 0 or any(a > b for a, b in itertools.pairwise(bounds)):
             raise ValueError("block_bounds must rise from 0 to the number of elements")
         _check_shape(bounds[-1], length, snapshot_dtype, window_dtype)
         self.size, self.length, self.block_count = bounds[-1], length, len(bounds) - 1
@@ -118,7 +121,7 @@ class Window:
     def bytes_needed(
         size: int, length: int, *, snapshot_dtype: torch.dtype, window_dtype: torch.dtype, block_count: int
     ) -> int:
-        """Bytes that a window of these arguments allocates and keeps; `publish` and `combine` need < 64 MiB more."""
+        """Bytes that such a window allocates and keeps; `publish` and `combine` need < 64 MiB more."""
         _check_shape(size, length, snapshot_dtype, window_dtype)
         rows = length - 1
         per_element = rows * window_dtype.itemsize + 2 * snapshot_dtype.itemsize
@@ -139,7 +142,7 @@ class Window:
 
     @property
     def spare(self) -> Tensor:
-        """(n,) where the coming snapshot is to be written. Ask again after each `publish`: it is another array."""
+        """(n,) where the coming snapshot is to be written; another array after each `publish`."""
         return self._spare
 
     @property
@@ -156,8 +159,8 @@ class Window:
     def publish(self) -> None:
         """Take what stands in `spare` as the newest snapshot.
 
-        Reads every stored velocity once. Should it raise (no memory for scratch, an interrupt), the window holds what
-        it held, except that a full one has lost its oldest snapshot. The values must be finite.
+        Reads every stored velocity once. Should it raise (no memory for scratch, an interrupt), the window
+        holds what it held, except that a full one has lost its oldest snapshot. The values must be finite.
         """
         rows, slot = self.length - 1, self._next
         used = (
@@ -194,8 +197,8 @@ class Window:
     def combine(self, velocity_coefficients: Tensor, last_coefficients: Tensor | None, out: Tensor) -> None:
         """Write ``out[block] = sum_j c_j v_j + c_last w_last``.
 
-        Accumulates in float32, or in float64 where velocities or snapshots are float64. Blocks whose coefficients
-        are all zero give zeros and are not read.
+        Accumulates in float32, or in float64 where velocities or snapshots are float64. Blocks whose
+        coefficients are all zero give zeros and are not read.
 
         Args:
             velocity_coefficients: (B, M) float64, velocities oldest first, M = snapshots_held - 1.
@@ -226,7 +229,7 @@ class Window:
                 self._combine_group(piece, on_device[piece.first : piece.end], scratch, target)
 
     def _accumulate(self, piece: _Piece, slot: int, used: int, scratch: Tensor, products: Tensor) -> None:
-        """Store this piece's velocity and add its products with the new velocity (0) and the new weights (1)."""
+        """Store this piece's velocity; add its products with the new velocity (0) and the new weights (1)."""
         elements = slice(piece.start, piece.stop)
         width = piece.stop - piece.start
         rows, difference = scratch[: used + 1, :width], scratch[used + 1, :width]
@@ -285,7 +288,7 @@ class Window:
         return [(self._next - self._count + i) % rows for i in range(self._count)]
 
     def _in_ring_order(self, velocity_coefficients: Tensor, last_coefficients: Tensor | None) -> Tensor:
-        """(B, slots + 1) float64 on the CPU: by ring slot, zero for slots not held, the last snapshot's at the end."""
+        """(B, slots + 1) float64 on the CPU: by ring slot, zero where none is held; the last snapshot's last."""
         if velocity_coefficients.shape != (self.block_count, self._count):
             raise ValueError(
                 f"velocity_coefficients must have shape {(self.block_count, self._count)}, "
@@ -319,10 +322,10 @@ def _piece_size(rows: int, device: torch.device) -> int:
 
 
 def _pieces(bounds: Sequence[int], piece: int) -> Iterator[_Piece]:
-    """Cut ``0:n`` into pieces: long blocks into several, short neighbours gathered; empty blocks fall away or along."""
+    """Cut ``0:n`` into pieces: long blocks into several, short neighbours gathered, empty blocks left out."""
     small = max(1, piece // _GROUP_SHARE)
     first = 0  # of the group being gathered
-    for block, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for block, (start, stop) in enumerate(itertools.pairwise(bounds)):
         if stop - start < small and stop - bounds[first] <= piece:
             continue
         if bounds[first] < start:

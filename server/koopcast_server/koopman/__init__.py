@@ -1,4 +1,4 @@
-"""Koopman operators of a window: pure functions on small float64 tensors (design §2). No I/O, no logging, no devices.
+"""Koopman operators of a window: pure functions on small float64 tensors (design §2), without I/O or logging.
 
 ::
 
@@ -11,9 +11,9 @@
 
 `partition.block_bounds` says which elements make a block. All blocks of a window are one batch.
 
-The method is dynamic mode decomposition (Schmid 2010; Tu et al. 2014) applied to the weights of a network in training
-(Dogra & Redman 2020, arXiv 2006.02361), written so that it never needs the weights: a prediction is a combination of
-snapshots, and the coefficients follow from the snapshots' Gram matrix.
+The method is dynamic mode decomposition (Schmid 2010; Tu et al. 2014) applied to the weights of a network in
+training (Dogra & Redman 2020, arXiv 2006.02361), written so that it never needs the weights: a prediction is
+a combination of snapshots, and the coefficients follow from the snapshots' Gram matrix.
 """
 
 from koopcast_server.koopman.gram import Products

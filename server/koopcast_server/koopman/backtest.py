@@ -1,4 +1,4 @@
-"""How well the operator would have done: fit on the older part of the window, predict the newer, score off the Gram."""
+"""How well the operator would have done: fit on the older part of the window, predict the newer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ _ROUNDING = 64 * torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True, slots=True)
 class Backtest:
-    """Scores |predicted - true| / |true| displacement; staying where one is scores 1. NaN where there is no score.
+    """Scores |predicted - true| / |true| displacement; staying scores 1. NaN where there is no score.
+
+    They come off the Gram, so that an error below about 1e-7 is not told from none.
 
     Attributes:
         strides: h, strides held out; 0 where the window is too short.
@@ -54,7 +56,8 @@ def backtest(observed: Observed, settings: OperatorSettings) -> Backtest:
         last[:, known - 1 : known] = steps
         mean[:, :known] = steps / known
     linear = torch.minimum(
-        _scores(observed.frame, last[None, -1:], truth[-1:]), _scores(observed.frame, mean[None, -1:], truth[-1:])
+        _scores(observed.frame, last[None, -1:], truth[-1:]),
+        _scores(observed.frame, mean[None, -1:], truth[-1:]),
     ).squeeze(-1)
     linear = torch.where(observed.usable, linear, torch.nan)
     return Backtest(held_out, errors[:, -1], linear, errors)

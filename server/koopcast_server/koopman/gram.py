@@ -1,8 +1,8 @@
 """From a window's products to the Gram matrix of what the operator advances.
 
-Everything is a combination of the *frame* of M + 1 vectors ``(v_1 … v_M, w_last)``: velocities as they are, and
-weights as ``w_j = w_last - sum_{i >= j} v_i``. So an observable is a matrix `lift`, and errors, answers and Grams are
-written in frame coordinates, whatever the observable.
+Everything is a combination of the *frame* of M + 1 vectors ``(v_1 … v_M, w_last)``: velocities as they are,
+and weights as ``w_j = w_last - sum_{i >= j} v_i``. So an observable is a matrix `lift`, and errors, answers
+and Grams are written in frame coordinates, whatever the observable.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Observed:
         lift: (m, M + 1), frame coordinates of x_i.
         gram: (B, m, m), <x_i, x_j> / scale; zeros for blocks that are not `usable`.
         frame: (B, M + 1, M + 1), the frame's Gram / scale.
-        noise: (B,), squared length of what rounding adds to a vector / scale: singular values below its root are
-            not to be told from noise.
+        noise: (B,), squared length of what rounding adds to a vector / scale: singular values below its root
+            are not to be told from noise.
         usable: (B,) bool: all products are finite and something moved.
     """
 
@@ -70,7 +70,8 @@ class Observed:
 def observe(products: Products, observable: Observable) -> Observed:
     """Gram matrix of an observable.
 
-    For ``"state"`` the common part ``w_last`` keeps its own products and is added back last (design §2, Numerics).
+    For ``"state"`` the common part ``w_last`` keeps its own products and is added back last (design §2,
+    Numerics).
 
     Raises:
         TooFewSnapshotsError: fewer than 3 snapshots for velocity, 2 for state.
@@ -96,7 +97,7 @@ def observe(products: Products, observable: Observable) -> Observed:
 
 
 def _frame(products: Products, observable: Observable) -> Tensor:
-    """(B, M + 1, M + 1) Gram of (v_1 … v_M, w_last); velocities never look at the weights, whose part is then 0."""
+    """(B, M + 1, M + 1) Gram of (v_1 … v_M, w_last); for velocities the weights' part is 0."""
     gram = products.velocity_gram
     blocks, velocities = gram.shape[:2]
     frame = gram.new_zeros((blocks, velocities + 1, velocities + 1))

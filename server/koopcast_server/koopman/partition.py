@@ -1,7 +1,7 @@
 """How tensors are divided into blocks, each with an operator of its own.
 
-``"network"`` and ``"tensor"`` are here; ``"node"``, ``"quasi_node"`` and ``"weight"`` (design §2) come next: they cut
-tensors apart, and will return an order of elements besides names and bounds.
+``"network"`` and ``"tensor"`` are here; ``"node"``, ``"quasi_node"`` and ``"weight"`` (design §2) come next:
+they cut tensors apart, and will return an order of elements besides names and bounds.
 """
 
 from __future__ import annotations

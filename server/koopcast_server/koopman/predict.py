@@ -30,8 +30,8 @@ class Report:
         rank: (B,) int64; 0 where nothing moved or products are not finite.
         spectral_radius: (B,), before stabilisation, per stride; 0 for rank 0.
         residual: (B,), |Y - A X| / |Y| of the fit; NaN for rank 0.
-        backtest_error: (B,), relative to persistence, which scores 1; NaN where there is none, inf where nothing
-            truly moved though the operator says so.
+        backtest_error: (B,), relative to persistence, which scores 1; NaN where there is none, inf where
+            nothing truly moved though the operator says so.
         backtest_error_linear: (B,), likewise of linear extrapolation.
         backtest_errors: (B, backtest_strides), the operator's error after 1 … backtest_strides strides.
         backtest_strides: how far the back-test looked; 0: there was none.
@@ -70,8 +70,8 @@ def predict(
 ) -> PredictionBatch:
     """Fit once and say where the weights go: ``ŵ(offset + horizon) - ŵ(offset)`` for each horizon.
 
-    A block declines (coefficients exactly zero) where nothing moved, where the back-test is no better than staying,
-    and where the answer is not finite.
+    A block declines (coefficients exactly zero) where nothing moved, where the back-test is no better than
+    staying, and where the answer is not finite.
 
     Args:
         products: of the window.
@@ -94,7 +94,9 @@ def predict(
     coordinates = ((fitted.modes @ change).mT @ observed.lift[:-1]).transpose(0, 1)  # (H, B, M + 1)
     moved = _sane(observed, coordinates) & (fitted.rank > 0) & ~(tested.error >= 1.0)
     coordinates = torch.where(moved[:, :, None], coordinates, 0.0)
-    return PredictionBatch(coordinates[:, :, :-1].contiguous(), coordinates[:, :, -1].contiguous(), moved, summary)
+    return PredictionBatch(
+        coordinates[:, :, :-1].contiguous(), coordinates[:, :, -1].contiguous(), moved, summary
+    )
 
 
 def report(products: Products, settings: OperatorSettings) -> Report:

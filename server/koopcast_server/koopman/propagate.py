@@ -1,8 +1,9 @@
 """How far the amplitudes get in any number of strides, whole or not.
 
-Both observables obey ``s(τ + 1) = Ã s(τ) + b`` with ``s(0) = 0``: for velocities ``s(τ) = Σ_{i=1..τ} Ã^i z₀`` and
-``b = Ã z₀``; for weights ``s(τ) = (Ã^τ - I) z₀`` and ``b = (Ã - I) z₀``. One augmented matrix carries the sum, and its
-repeated squares serve all horizons at once. What is left of a stride comes first, as ``s(f)`` for a fraction f.
+Both observables obey ``s(τ + 1) = Ã s(τ) + b`` with ``s(0) = 0``: for velocities
+``s(τ) = Σ_{i=1..τ} Ã^i z₀`` and ``b = Ã z₀``; for weights ``s(τ) = (Ã^τ - I) z₀`` and ``b = (Ã - I) z₀``. One
+augmented matrix carries the sum, and its repeated squares serve all horizons at once. What is left of a stride
+comes first, as ``s(f)`` for a fraction f.
 """
 
 from __future__ import annotations
@@ -56,13 +57,13 @@ def each_stride(operator: Tensor, start: Tensor, count: int, observable: Observa
 
 
 def _force(operator: Tensor, start: Tensor, observable: Observable) -> Tensor:
-    """b of the recursion, (B, r)."""
+    """Force ``b`` of the recursion, (B, r)."""
     next_one = (operator @ start[:, :, None]).squeeze(-1)
     return next_one if observable == "velocity" else next_one - start
 
 
 def _fraction(spectrum: Spectrum, start: Tensor, fraction: Tensor, observable: Observable) -> Tensor:
-    """s(f) for 0 <= f < 1: λ (λ^f - 1) / (λ - 1) for velocities, λ^f - 1 for weights, on each eigenvector; (B, r, T).
+    """(B, r, T) s(f) for 0 <= f < 1: λ (λ^f - 1) / (λ - 1) of velocities, λ^f - 1 of weights.
 
     λ^f of a negative real λ is complex: the real part is taken.
     """

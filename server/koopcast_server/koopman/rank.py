@@ -16,7 +16,7 @@ AUTO_ENERGY = 0.9999
 """Share of the squared singular values that ``"auto"`` keeps."""
 
 _ROUNDING = 32 * torch.finfo(torch.float64).eps
-"""Squared singular values below this share of the largest, per vector, are rounding: a Gram squares conditions."""
+"""Squared singular values below this share of the largest, per vector, are rounding."""
 
 
 def choose_rank(squared: Tensor, noise: Tensor, snapshots: int, settings: OperatorSettings) -> Tensor:
@@ -39,7 +39,10 @@ def choose_rank(squared: Tensor, noise: Tensor, snapshots: int, settings: Operat
 
 
 def numerical_rank(squared: Tensor, noise: Tensor) -> Tensor:
-    """Singular values above rounding, of the Gram and of the numbers it was made from; at least 1 if any is not 0."""
+    """Singular values above rounding, of the Gram and of what it was made from; at least 1 if any is not 0.
+
+    A Gram squares the condition: singular values are known to half the digits of float64.
+    """
     largest = squared[:, 0]
     floor = torch.maximum(_ROUNDING * squared.shape[1] * largest, noise)
     return torch.maximum((squared > floor[:, None]).sum(dim=-1), (largest > 0).long())
@@ -55,8 +58,8 @@ def energy_rank(squared: Tensor, energy: float) -> Tensor:
 def auto_rank(squared: Tensor, snapshots: int, *, common_part: bool) -> Tensor:
     """Energy 0.9999, at most half as many as snapshots, at least 1.
 
-    Where the vectors share a large `common_part` (weights do), that is the first mode and the energy is that of the
-    others: else nothing but the common part would ever be kept.
+    Where the vectors share a large `common_part` (weights do), that is the first mode and the energy is that
+    of the others: else nothing but the common part would ever be kept.
     """
     rank = energy_rank(squared[:, 1:], AUTO_ENERGY) + 1 if common_part else energy_rank(squared, AUTO_ENERGY)
     return rank.clamp(min=1, max=max(1, snapshots // 2))

@@ -1,4 +1,4 @@
-"""The reduced operator: least squares from each vector to the next, in the window's POD basis, off the Gram alone.
+"""The reduced operator: least squares from each vector to the next, in the POD basis, off the Gram alone.
 
 Schmid 2010 (J. Fluid Mech. 656), section 2; Tu et al. 2014 (J. Comput. Dyn. 1), definition 1 and section 2.
 """
@@ -18,7 +18,7 @@ __all__ = ["Fit", "fit"]
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A reduced operator per block; r is the largest rank among them, at least 1, others are padded with zeros.
+    """A reduced operator per block; r is the largest rank among them, at least 1; zeros pad the others.
 
     Attributes:
         modes: (B, m - 1, r), the orthonormal POD modes as combinations of the inputs x_1 … x_{m-1}.
@@ -38,7 +38,8 @@ class Fit:
 def fit(gram: Tensor, noise: Tensor, snapshots: int, settings: OperatorSettings) -> Fit:
     """Minimise ``|A X - Y|² + (ridge σ₁)² |A|²`` within the leading modes of X.
 
-    With ``XᵀX = V Σ² Vᵀ`` and modes ``U = X V Σ⁻¹``, ``Uᵀ A U = Σ⁻¹ Vᵀ (XᵀY) V Σ⁻¹ · σ² / (σ² + (ridge σ₁)²)``.
+    With ``XᵀX = V Σ² Vᵀ`` and modes ``U = X V Σ⁻¹`` that is
+    ``Uᵀ A U = Σ⁻¹ Vᵀ (XᵀY) V Σ⁻¹ · σ² / (σ² + (ridge σ₁)²)``.
 
     Args:
         gram: (B, m, m) float64, <x_i, x_j> of consecutive vectors, m >= 2, finite; X is x_1 … x_{m-1}.

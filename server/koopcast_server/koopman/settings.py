@@ -31,8 +31,9 @@ class OperatorSettings:
     """How operators are fitted (design §2).
 
     Attributes:
-        observable: what the operator advances by one stride: ``"velocity"``, differences of consecutive snapshots,
-            or ``"state"``, the weights themselves (Dogra & Redman 2020, arXiv 2006.02361, section 3).
+        observable: what the operator advances by one stride: ``"velocity"``, differences of consecutive
+            snapshots, or ``"state"``, the weights themselves (Dogra & Redman 2020, arXiv 2006.02361, section
+            3).
         rank_rule: how the rank is found, see `rank`.
         rank: with ``"fixed"``, the most modes to keep, >= 1.
         energy: with ``"energy"``, the share of the squared singular values to keep, in (0, 1].

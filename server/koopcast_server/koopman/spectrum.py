@@ -1,8 +1,8 @@
 """Eigenvalues of reduced operators, and keeping them in the unit disc.
 
-Eigenvectors are trusted only where they are well conditioned. A near-defective operator (a Jordan block, or nearly)
-has none to speak of: its matrix functions go through powers of the matrix, and it is made stable by dividing it by its
-spectral radius (an ordered Schur form will do better one day, design §2).
+Eigenvectors are trusted only where they are well conditioned. A near-defective operator (a Jordan block, or
+nearly) has none to speak of: its matrix functions go through powers of the matrix, and it is made stable by
+dividing it by its spectral radius (an ordered Schur form will do better one day, design §2).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FUNCTION_CONDITION = 1e8
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
-    """Eigendecomposition of a batch of operators, ``A = W diag(λ) W⁻¹``; where not `trusted`, W is the identity.
+    """Eigendecomposition of a batch, ``A = W diag(λ) W⁻¹``; where not `trusted`, W is the identity.
 
     Attributes:
         values: (B, r) complex128.
@@ -40,7 +40,7 @@ class Spectrum:
 
 
 def decompose(operator: Tensor, *, stable: bool) -> tuple[Tensor, Spectrum, Spectrum]:
-    """Return the operator (made stable where asked), its spectrum, and the spectrum before it was made stable."""
+    """Return the operator (made stable where asked), its spectrum, and the spectrum before that."""
     values, vectors = torch.linalg.eig(operator)
     singular = torch.linalg.svdvals(vectors)
     condition = singular[:, 0] / singular[:, -1]  # inf where singular

@@ -1,0 +1,92 @@
+"""Dynamic mode decomposition with whole matrices, in float64 NumPy: slow, plain, written apart from koopcast.
+
+Snapshots are rows of an array (T, n). Everything that the service reads off Gram matrices is done here on
+the vectors: `numpy.linalg.pinv` for least squares, `numpy.linalg.svd` for the modes, loops for sums.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def linear_system(
+    eigenvalues: list[complex], dimensions: int, count: int, *, seed: int = 0, fixed_point: float = 1.0
+) -> Array:
+    """(count, dimensions): w(t) = fixed point + random modes; a complex eigenvalue stands for its pair."""
+    random = np.random.default_rng(seed)
+    times = np.arange(count)[:, None]
+    weights = np.tile(fixed_point * random.standard_normal(dimensions), (count, 1))
+    for value in eigenvalues:
+        power = complex(value) ** times
+        weights += power.real * random.standard_normal(dimensions)
+        if complex(value).imag:
+            weights += power.imag * random.standard_normal(dimensions)
+    return weights
+
+
+def window_products(snapshots: Array) -> tuple[Array, Array, Array]:
+    """Tell what a window of one block knows: velocity Gram, velocities on the last snapshot, its square."""
+    velocities, last = np.diff(snapshots, axis=0), snapshots[-1]
+    return (velocities @ velocities.T)[None], (velocities @ last)[None], np.array([last @ last])
+
+
+class Reference:
+    """An operator on n-sized vectors, A = Y X⁺ (ridge: on stacked matrices), seen in r POD modes."""
+
+    def __init__(
+        self, snapshots: Array, *, observable: str, rank: int, ridge: float = 0.0, stabilize: bool = False
+    ) -> None:
+        """Fit on all snapshots."""
+        self.observable = observable
+        vectors = np.diff(snapshots, axis=0).T if observable == "velocity" else np.asarray(snapshots).T
+        inputs, outputs = vectors[:, :-1], vectors[:, 1:]
+        size = len(vectors)
+        modes, singular, _ = np.linalg.svd(inputs, full_matrices=False)
+        self.modes = modes[:, :rank]
+        kept = self.modes @ (self.modes.T @ inputs)
+        alpha = ridge * singular[0]
+        stacked = np.hstack([kept, alpha * np.eye(size)])
+        operator = np.hstack([outputs, np.zeros((size, size))]) @ np.linalg.pinv(stacked, rcond=1e-13)
+        self.reduced = self.modes.T @ operator @ self.modes
+        self.residual = float(np.linalg.norm(outputs - self.modes @ self.reduced @ self.modes.T @ inputs))
+        self.residual /= float(np.linalg.norm(outputs))
+        self.fitted_eigenvalues, self.vectors = np.linalg.eig(self.reduced)
+        self.eigenvalues = self.fitted_eigenvalues.astype(complex)
+        if stabilize:
+            self.eigenvalues /= np.maximum(1.0, np.abs(self.eigenvalues))
+        self.amplitudes = np.linalg.solve(self.vectors, self.modes.T @ vectors[:, -1] + 0j)
+
+    def displacement(self, strides: float) -> Array:
+        """ŵ(strides) - ŵ(0), both counted from the last snapshot."""
+        total = np.zeros(len(self.eigenvalues), dtype=complex)
+        for index, value in enumerate(self.eigenvalues):
+            if self.observable == "state":
+                total[index] = value**strides - 1.0
+            elif float(strides).is_integer():
+                total[index] = sum(value**i for i in range(1, int(strides) + 1))
+            elif abs(value - 1.0) < 1e-12:
+                total[index] = strides
+            else:
+                total[index] = value * (value**strides - 1.0) / (value - 1.0)
+        return np.asarray(self.modes @ (self.vectors @ (total * self.amplitudes)).real)
+
+
+def backtest_error(snapshots: Array, held_out: int, **settings: object) -> float:
+    """|predicted - true| / |true| displacement over the last `held_out` strides."""
+    known = snapshots[: len(snapshots) - held_out]
+    predicted = Reference(known, **settings).displacement(held_out)  # type: ignore[arg-type]
+    true = snapshots[-1] - known[-1]
+    return float(np.linalg.norm(predicted - true) / np.linalg.norm(true))
+
+
+def linear_error(snapshots: Array, held_out: int) -> float:
+    """The same for the better of the last and the mean velocity carried on."""
+    known = snapshots[: len(snapshots) - held_out]
+    true = snapshots[-1] - known[-1]
+    last, mean = known[-1] - known[-2], (known[-1] - known[0]) / (len(known) - 1)
+    return float(
+        min(np.linalg.norm(held_out * guess - true) for guess in (last, mean)) / np.linalg.norm(true)
+    )

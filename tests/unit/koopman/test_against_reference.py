@@ -1,0 +1,75 @@
+"""Gram-space answers agree with whole matrices in NumPy."""
+
+from __future__ import annotations
+
+import dmd_reference
+import numpy as np
+import pytest
+import torch
+from koopcast_server.koopman import OperatorSettings, Products, predict, report
+
+HORIZONS = (0.5, 1, 2.25, 7, 33.3)
+SNAPSHOTS = dmd_reference.linear_system([1.02, 0.9 * np.exp(0.3j), -0.6], 60, 12, seed=1)
+NOISY = SNAPSHOTS + 0.01 * np.random.default_rng(5).standard_normal(SNAPSHOTS.shape)
+
+
+@pytest.mark.parametrize("snapshots", [SNAPSHOTS, NOISY], ids=["clean", "noisy"])
+@pytest.mark.parametrize("observable", ["velocity", "state"])
+@pytest.mark.parametrize("stabilize", [True, False])
+@pytest.mark.parametrize("ridge", [0.0, 1e-3, 0.1])
+@pytest.mark.parametrize("rank", [1, 2, 4])
+@pytest.mark.parametrize("offset", [0.0, 1.25])
+def test_agreement(
+    snapshots: np.ndarray, observable: str, stabilize: bool, ridge: float, rank: int, offset: float
+) -> None:
+    products = Products(*map(torch.from_numpy, dmd_reference.window_products(snapshots)))
+    settings = OperatorSettings(observable, "fixed", rank, ridge=ridge, stabilize=stabilize)  # type: ignore[arg-type]
+    known = {"observable": observable, "rank": rank, "ridge": ridge, "stabilize": stabilize}
+    reference = dmd_reference.Reference(snapshots, **known)
+    batch = predict(products, settings, HORIZONS, offset)
+    error = dmd_reference.backtest_error(snapshots, 3, **known)
+    for index, horizon in enumerate(HORIZONS):
+        true = reference.displacement(offset + horizon) - reference.displacement(offset)
+        found = batch.velocity_coefficients[index, 0].numpy() @ np.diff(snapshots, axis=0)
+        found += float(batch.last_coefficients[index, 0]) * snapshots[-1]
+        assert bool(batch.moved[index, 0]) == (error < 1)
+        wanted = true if error < 1 else np.zeros_like(true)
+        # relative to where it got: a displacement between two offsets may cancel
+        assert np.linalg.norm(found - wanted) < 1e-7 * np.linalg.norm(
+            reference.displacement(offset + horizon)
+        )
+    assert float(batch.report.backtest_error[0]) == pytest.approx(error, rel=1e-6, abs=1e-6)
+    assert float(batch.report.residual[0]) == pytest.approx(reference.residual, rel=1e-6, abs=1e-6)
+    assert float(batch.report.spectral_radius[0]) == pytest.approx(
+        np.abs(reference.fitted_eigenvalues).max(), rel=1e-8
+    )
+    linear = dmd_reference.linear_error(snapshots, 3)
+    assert float(batch.report.backtest_error_linear[0]) == pytest.approx(linear, rel=1e-9)
+
+
+def test_a_velocity_window_shorter_than_three_strides_of_motion_has_no_backtest() -> None:
+    settings = OperatorSettings()
+    short = report(Products(*map(torch.from_numpy, dmd_reference.window_products(SNAPSHOTS[:3]))), settings)
+    assert short.backtest_strides == 0
+    assert short.backtest_errors.shape == (1, 0)
+    assert short.backtest_error.isnan().all()
+    assert short.backtest_error_linear.isnan().all()
+    longer = report(Products(*map(torch.from_numpy, dmd_reference.window_products(SNAPSHOTS[:4]))), settings)
+    assert longer.backtest_strides == 1
+    assert longer.backtest_error.isfinite().all()
+
+
+@pytest.mark.parametrize("snapshots", [4, 7, 10, 12])
+def test_errors_are_kept_for_every_stride(snapshots: int) -> None:
+    path = NOISY[:snapshots]
+    held_out = max(1, (snapshots - 1) // 3)
+    settings = OperatorSettings(rank_rule="fixed", rank=1, ridge=1e-3)
+    found = report(Products(*map(torch.from_numpy, dmd_reference.window_products(path))), settings)
+    assert found.backtest_strides == held_out
+    for steps in range(1, held_out + 1):
+        shorter = path[: snapshots - held_out + steps]
+        wanted = dmd_reference.backtest_error(
+            shorter, steps, observable="velocity", rank=1, ridge=1e-3, stabilize=True
+        )
+        assert float(found.backtest_errors[0, steps - 1]) == pytest.approx(wanted, rel=1e-7)
+    assert float(found.backtest_errors[0, -1]) == float(found.backtest_error[0])
