@@ -1,0 +1,171 @@
+"""The trainer's side of koopcast: counts steps and meets at the jump steps. Never harms the training loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import weakref
+from types import TracebackType
+from typing import Any, Final, Self
+
+import torch
+from torch import Tensor, nn
+
+from koopcast.hook.leader import Leader
+from koopcast.hook.link import Link
+from koopcast.hook.ranks import Ranks
+from koopcast.hook.schedule import JumpSchedule
+from koopcast.hook.stats import Counters, Stats
+
+__all__ = ["Ahead"]
+
+_LOG = logging.getLogger("koopcast")
+_STOP_SECONDS: Final = 2.0
+
+
+class Ahead:
+    """Accelerates a training loop for as long as it is attached. Made by `attach`.
+
+    A context manager, and a plain object with `close`.
+
+    Attributes:
+        job: name of the job at the service; under torch.distributed the first rank's.
+    """
+
+    def __init__(
+        self,
+        job: str,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: JumpSchedule,
+        ranks: Ranks,
+        leader: Leader | None,
+        counters: Counters,
+    ) -> None:
+        """Register with the optimizer; use `attach`."""
+        self.job = job
+        self._model = model
+        self._optimizer = optimizer
+        self._schedule = schedule
+        self._ranks = ranks
+        self._leader = leader
+        self._counters = counters
+        self._clock: float | None = 0.0
+        self._inside = False
+        self._broken = False
+        self._finished = False
+        self._process_id = os.getpid()
+        self._handle = optimizer.register_step_post_hook(self._after_step)
+        self._at_exit = (
+            weakref.finalize(self, _stop, leader.link, self._process_id) if leader is not None else None
+        )
+
+    def stats(self) -> Stats:
+        """What was done so far."""
+        return self._counters.read()
+
+    def start_segment(self) -> None:
+        """Say that the weights changed by other means than training, e.g. a checkpoint was loaded.
+
+        The window begins anew. Under torch.distributed: on every rank, at the same step.
+        """
+        if self._leader is not None:
+            self._leader.recorder.break_off()
+        self._schedule.jumped(self._counters.steps)
+
+    def close(self, *, keep: bool = False) -> None:
+        """Detach from the optimizer and close the job; does nothing the second time. Takes a few seconds at most.
+
+        Args:
+            keep: leave the job at the service for the next writer of this name.
+        """
+        self._finished = True
+        self._counters.end()
+        if not self._inside:  # hooks must not go while the optimizer walks through them
+            self._handle.remove()
+        if self._at_exit is not None and self._leader is not None and self._at_exit.detach() is not None:
+            _stop(self._leader.link, self._process_id, keep=keep)
+
+    def __enter__(self) -> Self:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; after an exception keep the job for the next writer, since the run may come back."""
+        self.close(keep=kind is not None)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Runs on the training thread after every step of the optimizer."""
+        if self._inside or self._finished or os.getpid() != self._process_id or _was_skipped(optimizer):
+            return
+        started = time.perf_counter()
+        self._inside = True
+        try:
+            self._count_step()
+            self._record()
+            if self._counters.steps == self._schedule.decided_at:
+                self._meet()
+        finally:
+            self._inside = False
+            self._counters.seconds_in_hook += time.perf_counter() - started
+
+    def _count_step(self) -> None:
+        self._counters.steps += 1
+        rate = self._optimizer.param_groups[0].get("lr")
+        if self._clock is not None and isinstance(rate, int | float):
+            self._clock += rate
+        else:  # a rate on a device would cost a synchronisation a step
+            self._clock = None
+
+    def _record(self) -> None:
+        if self._leader is None or self._broken:
+            return
+        step, schedule = self._counters.steps, self._schedule
+        try:
+            pushed = self._leader.recorder.step(step, self._clock, due=schedule.is_snapshot_due(step))
+            if step == schedule.asked_at:
+                self._leader.ask(schedule, pushed=pushed)
+        except Exception as error:  # noqa: BLE001  # the border that protects the trainer
+            self._break(error)
+
+    def _meet(self) -> None:
+        """Decide, or learn what the first rank decided. All ranks come here at the same steps."""
+        jumped = self._leader is not None and not self._broken and self._decide(self._leader)
+        schedule = self._schedule
+        decision = self._ranks.agree([jumped, self._broken, schedule.origin, schedule.asked_at])
+        if decision[1]:
+            self._finished = True
+            return
+        schedule.adopt(decision[2], decision[3])
+        if decision[0]:
+            tensors: list[Tensor] = [*self._model.parameters(), *self._model.buffers()]
+            self._ranks.copy_from_first(tensors)
+            if not self._ranks.leading:
+                self._counters.last_decision = "jumped with the first rank"
+
+    def _decide(self, leader: Leader) -> bool:
+        try:
+            return leader.decide(self._schedule)
+        except Exception as error:  # noqa: BLE001  # the border that protects the trainer
+            self._break(error)
+            return False
+
+    def _break(self, error: Exception) -> None:
+        """Something here is wrong: stop at the next meeting, and leave training alone until then."""
+        self._broken = True
+        self._counters.last_decision = f"stopped: {error!r}"
+        _LOG.warning("koopcast stops, training goes on without it: %r", error)
+
+
+def _was_skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a fused optimizer under GradScaler found infinite gradients and left the weights alone."""
+    found: Any = getattr(optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and bool(found.item())
+
+
+def _stop(link: Link, process_id: int, *, keep: bool = False) -> None:
+    if os.getpid() == process_id:
+        link.stop(keep=keep, timeout_seconds=_STOP_SECONDS)

@@ -1,0 +1,169 @@
+"""Asks the service and decides jumps: what the only rank does, or the first of several."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from koopcast.hook.link import Link, Outcome
+from koopcast.hook.policy import Choice, SearchOrder, choose_by_backtest, choose_by_loss
+from koopcast.hook.question import Question
+from koopcast.hook.recorder import Recorder, WaitBudget
+from koopcast.hook.schedule import JumpSchedule
+from koopcast.hook.stats import Counters, JumpEvent
+from koopcast.hook.trial import Evaluator, Trial
+from koopcast.operator import Operator
+from koopcast.prediction import Prediction
+
+__all__ = ["Leader", "QuestionSettings"]
+
+_EARLY_ANSWER_SECONDS: Final = 30.0
+"""How long an answer may take that was asked for in advance (`lag`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionSettings:
+    """What is asked, and how an answer is searched.
+
+    Attributes:
+        horizons: trainer steps ahead.
+        operators: operators that answer.
+        search: in which order a probe looks at the answers.
+    """
+
+    horizons: tuple[float, ...]
+    operators: tuple[Operator, ...]
+    search: SearchOrder
+
+
+class Leader:
+    """Decides whether to jump."""
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        optimizer: torch.optim.Optimizer,
+        recorder: Recorder,
+        link: Link,
+        settings: QuestionSettings,
+        budget: WaitBudget,
+        counters: Counters,
+    ) -> None:
+        """Decide for this training run."""
+        self.recorder = recorder
+        self.link = link
+        self._evaluator = evaluator
+        self._optimizer = optimizer
+        self._settings = settings
+        self._budget = budget
+        self._counters = counters
+        self._question: Question | None = None
+        self._breaks = 0
+
+    def ask(self, schedule: JumpSchedule, *, pushed: bool) -> None:
+        """Ask for the jump of this attempt; the snapshot it is asked at was `pushed` just now."""
+        self._question = None
+        self._breaks = self.recorder.breaks
+        if not pushed:
+            return
+        seconds = _EARLY_ANSWER_SECONDS if schedule.lag else self._budget.left
+        question = Question(
+            schedule.asked_at, schedule.decided_at, self._settings.horizons, self._settings.operators, seconds
+        )
+        if self.link.put(question):
+            self._question = question
+
+    def decide(self, schedule: JumpSchedule) -> bool:
+        """End this attempt: wait, look at the answer, jump or not, plan the next attempt. Whether it jumped."""
+        question, self._question = self._question, None
+        try:
+            return self._decide(question, schedule)
+        finally:
+            self._budget.renew()
+
+    def _decide(self, question: Question | None, schedule: JumpSchedule) -> bool:
+        if question is None:
+            connected = (
+                "the snapshot of this step was dropped" if self.link.up else "the service is not there"
+            )
+            return self._no_proposal(schedule, connected, held=0)
+        started = time.monotonic()
+        question.wait(self._budget.left)
+        self._budget.spend_since(started)
+        if self._breaks != self.recorder.breaks:
+            return self._no_proposal(schedule, "the trajectory broke after the question", held=0)
+        if not question.predictions:
+            return self._no_proposal(schedule, question.reason, held=question.held)
+        moving = [prediction for prediction in question.predictions if prediction.moved]
+        if not moving:
+            return self._no_proposal(schedule, "the service declined: no operator beats staying", held=None)
+        return self._propose(moving, schedule)
+
+    def _no_proposal(self, schedule: JumpSchedule, reason: str, held: int | None) -> bool:
+        self._counters.last_decision = reason
+        if held is None:
+            schedule.refused()
+        else:
+            schedule.lacked(held)
+        return False
+
+    def _propose(self, predictions: Sequence[Prediction], schedule: JumpSchedule) -> bool:
+        probes_before = self._counters.probe_evaluations
+        step = schedule.decided_at
+        choice = self._choose(predictions)
+        self._counters.last_decision = choice.reason
+        if choice.accepted:
+            schedule.jumped(step)
+            self.recorder.break_off()
+        else:
+            schedule.refused()
+        best = choice.prediction
+        event = JumpEvent(
+            step=step,
+            horizon=best.steps if best is not None else math.nan,
+            operator_index=best.operator_index if best is not None else 0,
+            loss_before=choice.loss_before,
+            loss_after=choice.loss_after,
+            accepted=choice.accepted,
+            reason=choice.reason,
+            probe_evaluations=self._counters.probe_evaluations - probes_before,
+            seconds=self._counters.seconds,
+        )
+        self._counters.jumped(event)
+        reported = best if best is not None else predictions[0]
+        self.link.put(
+            Outcome(reported.id, choice.accepted, _finite(choice.loss_before), _finite(choice.loss_after))
+        )
+        return choice.accepted
+
+    def _choose(self, predictions: Sequence[Prediction]) -> Choice:
+        """Search, and make the jump if one is accepted."""
+        if self._evaluator.probe is None:
+            choice = choose_by_backtest(predictions)
+            if not choice.accepted:
+                return choice
+            trial = self._trial()
+        else:
+            trial = self._trial()
+            choice = choose_by_loss(predictions, trial.loss_now(), trial.evaluate, self._settings.search)
+        if choice.accepted and choice.prediction is not None and not trial.keep(choice.prediction):
+            return Choice(
+                choice.prediction,
+                False,
+                "the jump was undone: on_jump raised, or weights were not finite",
+                choice.loss_before,
+                choice.loss_after,
+            )
+        return choice
+
+    def _trial(self) -> Trial:
+        return Trial(self._evaluator, self._optimizer, self.recorder.parameters())
+
+
+def _finite(loss: float | None) -> float | None:
+    return loss if loss is not None and math.isfinite(loss) else None

@@ -1,0 +1,124 @@
+"""Takes snapshots on the training thread and hands them to the background thread."""
+
+from __future__ import annotations
+
+import time
+
+from torch import nn
+
+from koopcast.hook.link import Link, Snapshot
+from koopcast.hook.selection import Averager, BufferPool, Selection, SnapshotBuffer
+from koopcast.hook.stats import Counters
+
+__all__ = ["Recorder", "WaitBudget"]
+
+
+class WaitBudget:
+    """How long the training thread may still wait for the service before the next attempt is over."""
+
+    def __init__(self, seconds: float, counters: Counters) -> None:
+        """Allow so many seconds an attempt."""
+        self._seconds = seconds
+        self._counters = counters
+        self.left = seconds
+
+    def renew(self) -> None:
+        """Begin the next attempt."""
+        self.left = self._seconds
+
+    def spend_since(self, started: float) -> None:
+        """Count a wait that began at `started` (``time.monotonic``)."""
+        waited = time.monotonic() - started
+        self.left = max(0.0, self.left - waited)
+        self._counters.seconds_blocked += waited
+
+
+class Recorder:
+    """Copies the weights, or their means, into buffers, and puts these on their way.
+
+    Attributes:
+        breaks: how often the trajectory broke; a prediction from before the last break is stale.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        link: Link,
+        pool: BufferPool,
+        averaging: int,
+        budget: WaitBudget,
+        counters: Counters,
+    ) -> None:
+        """Record these parameters; each snapshot is the mean of the last `averaging` weights."""
+        self._selection = selection
+        self._link = link
+        self._pool = pool
+        self._averaging = averaging
+        self._averager = Averager() if averaging > 1 else None
+        self._budget = budget
+        self._counters = counters
+        self._current: dict[str, nn.Parameter] = {}
+        self._fresh = True
+        self.breaks = 0
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters as the model has them now."""
+        return self._selection.parameters()
+
+    def step(self, step: int, clock: float | None, *, due: bool) -> bool:
+        """After every optimizer step; where a snapshot is due, whether it is on its way.
+
+        Raises:
+            WeightsChangedError: the model has other parameters than when attached.
+        """
+        if due or not self._current:
+            self._look_up()
+        if self._averager is not None:
+            self._averager.add(self._current)
+        if not due:
+            return False
+        sent = self._send(step, clock)
+        if not sent:
+            self._fresh = True
+            self._counters.dropped()
+        if self._averager is not None:
+            self._averager.reset()
+        return sent
+
+    def break_off(self) -> None:
+        """The trajectory broke: the next snapshot begins a segment."""
+        self._fresh = True
+        self.breaks += 1
+        self._current = {}
+        if self._averager is not None:
+            self._averager.reset()
+
+    def _look_up(self) -> None:
+        """Find the parameters by name; other objects than last time mean that weights were loaded meanwhile."""
+        found = self.parameters()
+        if self._current and any(found[name] is not self._current[name] for name in found):
+            self.break_off()
+        self._current = found
+
+    def _send(self, step: int, clock: float | None) -> bool:
+        if self._averager is not None and self._averager.steps < self._averaging:
+            return False
+        buffer = self._take_buffer() if self._link.up else None
+        if buffer is None:
+            return False
+        buffer.fill(self._current if self._averager is None else self._averager.means())
+        if not self._link.put(Snapshot(step, buffer, clock, self._fresh)):
+            self._pool.give(buffer)
+            return False
+        self._fresh = False
+        return True
+
+    def _take_buffer(self) -> SnapshotBuffer | None:
+        buffer = self._pool.take(0.0)
+        if (
+            buffer is None and self._budget.left > 0.0
+        ):  # a dropped snapshot costs a window: rather wait a moment
+            started = time.monotonic()
+            buffer = self._pool.take(self._budget.left)
+            self._budget.spend_since(started)
+        return buffer

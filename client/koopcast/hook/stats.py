@@ -1,0 +1,153 @@
+"""What the hook counts, and the snapshot of it that users see."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["Counters", "JumpEvent", "Stats"]
+
+_REMEMBERED_JUMPS: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class JumpEvent:
+    """One proposed jump.
+
+    Attributes:
+        step: trainer step at which it was decided.
+        horizon: how far ahead the best candidate reached. Unit: trainer steps.
+        operator_index: which of the operators gave it.
+        loss_before: the probe's loss where training stood; None without a probe.
+        loss_after: the probe's loss of the best candidate; None without a probe.
+        accepted: whether the weights jumped.
+        reason: why, in words.
+        probe_evaluations: probes this attempt took.
+        seconds: since `attach`, when it was decided.
+    """
+
+    step: int
+    horizon: float
+    operator_index: int
+    loss_before: float | None
+    loss_after: float | None
+    accepted: bool
+    reason: str
+    probe_evaluations: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What an `Ahead` has done so far.
+
+    Attributes:
+        steps: real optimizer steps since `attach`; skipped ones and jumps add none.
+        seconds: time since `attach`, until `close`.
+        seconds_in_hook: of these, spent on the training thread in the hook: copies, probes and waiting together.
+        seconds_blocked: of these, spent waiting for the service.
+        snapshots_pushed: snapshots the service accepted.
+        snapshots_dropped: snapshots that were due and did not get there.
+        jumps_proposed: attempts with an answer that moves something; each was accepted or rejected.
+        jumps_accepted: jumps that stayed.
+        jumps_rejected: jumps that were undone, or declined by the back-test.
+        probe_evaluations: calls of the probe; each costs (its samples / batch samples) steps.
+        on_jump_evaluations: calls of `on_jump`; they cost likewise.
+        bytes_sent: snapshot bytes sent.
+        bytes_received: displacement bytes received.
+        service_errors: calls that failed.
+        connected: whether the service holds the job, as far as is known.
+        last_decision: why the last attempt did or did not jump.
+        log: the proposed jumps, oldest first (the last 4096).
+    """
+
+    steps: int
+    seconds: float
+    seconds_in_hook: float
+    seconds_blocked: float
+    snapshots_pushed: int
+    snapshots_dropped: int
+    jumps_proposed: int
+    jumps_accepted: int
+    jumps_rejected: int
+    probe_evaluations: int
+    on_jump_evaluations: int
+    bytes_sent: int
+    bytes_received: int
+    service_errors: int
+    connected: bool
+    last_decision: str
+    log: tuple[JumpEvent, ...]
+
+
+class Counters:
+    """The counts behind `Stats`, kept by the training thread and the background thread together."""
+
+    def __init__(self) -> None:
+        """Begin at zero, now."""
+        self._lock = threading.Lock()
+        self._started = time.perf_counter()
+        self._ended: float | None = None
+        self._log: deque[JumpEvent] = deque(maxlen=_REMEMBERED_JUMPS)
+        self.steps = 0
+        self.seconds_in_hook = 0.0
+        self.seconds_blocked = 0.0
+        self.snapshots_pushed = 0
+        self.snapshots_dropped = 0
+        self.probe_evaluations = 0
+        self.on_jump_evaluations = 0
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.service_errors = 0
+        self.connected = False
+        self.last_decision = "no attempt yet"
+        self.jumps_accepted = 0
+        self.jumps_rejected = 0
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start, until the end."""
+        return (time.perf_counter() if self._ended is None else self._ended) - self._started
+
+    def end(self) -> None:
+        """Stop the clock."""
+        if self._ended is None:
+            self._ended = time.perf_counter()
+
+    def dropped(self, snapshots: int = 1) -> None:
+        """Count snapshots that did not get to the service. Both threads drop some."""
+        with self._lock:
+            self.snapshots_dropped += snapshots
+
+    def jumped(self, event: JumpEvent) -> None:
+        """Count and remember a proposed jump."""
+        with self._lock:
+            self._log.append(event)
+            self.jumps_accepted += event.accepted
+            self.jumps_rejected += not event.accepted
+
+    def read(self) -> Stats:
+        """The counts as they are now."""
+        with self._lock:
+            return Stats(
+                steps=self.steps,
+                seconds=self.seconds,
+                seconds_in_hook=self.seconds_in_hook,
+                seconds_blocked=self.seconds_blocked,
+                snapshots_pushed=self.snapshots_pushed,
+                snapshots_dropped=self.snapshots_dropped,
+                jumps_proposed=self.jumps_accepted + self.jumps_rejected,
+                jumps_accepted=self.jumps_accepted,
+                jumps_rejected=self.jumps_rejected,
+                probe_evaluations=self.probe_evaluations,
+                on_jump_evaluations=self.on_jump_evaluations,
+                bytes_sent=self.bytes_sent,
+                bytes_received=self.bytes_received,
+                service_errors=self.service_errors,
+                connected=self.connected,
+                last_decision=self.last_decision,
+                log=tuple(self._log),
+            )
