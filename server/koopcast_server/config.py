@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -36,6 +37,10 @@ def parse_bytes(text: object) -> int:
     return int(float(match[1]) * unit)
 
 
+def _default_workers() -> int:
+    return min(4, os.cpu_count() or 1)
+
+
 class Settings(BaseSettings):
     """What a service is started with.
 
@@ -52,8 +57,9 @@ class Settings(BaseSettings):
         lease_seconds: how long a writer's lease lives without a call.
         drain_seconds: how long open calls may take after SIGTERM.
         stall_seconds: how long a reader may keep an answer waiting, or an upload may stay silent.
-        workers: threads that copy, check and compute.
-        threads: threads of a single computation on the CPU; 0: torch's default.
+        workers: threads that copy, check and compute; by default one a core, at most 4.
+        threads: threads of a single computation on the CPU; by default the cores divided among the workers; 0 leaves
+            torch's setting alone.
         log_level: debug, info, warning or error.
         log_format: ``console`` for people, ``json`` for machines.
     """
@@ -73,7 +79,12 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=60.0, gt=0)
     drain_seconds: float = Field(default=10.0, ge=0)
     stall_seconds: float = Field(default=60.0, gt=0)
-    workers: int = Field(default=4, ge=1, le=256)
-    threads: int = Field(default=0, ge=0, le=1024)
+    workers: int = Field(default_factory=_default_workers, ge=1, le=256)
+    threads: int | None = Field(default=None, ge=0, le=1024)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
+
+    @property
+    def computation_threads(self) -> int:
+        """Threads of a single computation, the default filled in."""
+        return max(1, (os.cpu_count() or 1) // self.workers) if self.threads is None else self.threads

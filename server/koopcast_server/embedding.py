@@ -68,6 +68,7 @@ class Embedded:
             tls_cert=None,
             tls_key=None,
             workers=2,
+            threads=0,  # the trainer's setting is the trainer's
             drain_seconds=1.0,
             log_level="warning",
         )

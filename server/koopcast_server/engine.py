@@ -7,6 +7,9 @@ of requests waits instead of piling up.
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, ParamSpec, TypeVar
@@ -16,7 +19,7 @@ import torch
 
 from koopcast.operator import Operator
 from koopcast.wire import Layout
-from koopcast_server.held_window import HeldWindow
+from koopcast_server.held_window import HeldWindow, rehearse
 
 __all__ = ["DeviceMissing", "Engine"]
 
@@ -25,6 +28,7 @@ R = TypeVar("R")
 
 _QUEUED_CALLS_PER_WORKER: Final = 16
 _CHECK_SECONDS: Final = 5.0
+_WORKER_NICENESS: Final = 5
 
 
 class DeviceMissing(RuntimeError):
@@ -48,7 +52,7 @@ class Engine:
         self.device = _resolve(device)
         if threads:
             torch.set_num_threads(threads)
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="koopcast-engine")
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="koopcast-engine", initializer=_step_back)
         self._places = asyncio.Semaphore(workers * _QUEUED_CALLS_PER_WORKER)
         self.waiting = 0
 
@@ -79,6 +83,10 @@ class Engine:
         total = await asyncio.wait_for(self.run(_sum_on, self.device), _CHECK_SECONDS)
         if total != 3.0:
             raise RuntimeError(f"the device {self.device} computes 1 + 2 = {total}")
+
+    async def rehearse(self) -> None:
+        """Runs a tiny job once, so that the first real one does not wait for libraries to load their parts."""
+        await self.run(rehearse, self.device)
 
     def free_memory_bytes(self) -> int:
         """Memory the device has free now."""
@@ -122,6 +130,12 @@ def _resolve(device: str) -> torch.device:
     if resolved.type not in {"cpu", "cuda"}:
         raise DeviceMissing(f"device must be auto, cpu, cuda or cuda:N, not {device!r}")
     return resolved
+
+
+def _step_back() -> None:
+    """Lets the event loop's thread go first: on a full machine a health check must not wait for a Gram row."""
+    if sys.platform == "linux":  # only there a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WORKER_NICENESS)
 
 
 def _sum_on(device: torch.device) -> float:

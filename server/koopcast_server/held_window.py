@@ -19,7 +19,7 @@ from koopcast.errors import DataLoss, InvalidArgument
 from koopcast.operator import Operator
 from koopcast.prediction import Block
 from koopcast.window import Window
-from koopcast.wire import CHUNK_BYTES, ELEMENT_BYTES, Layout, checksum, narrow, storage_dtype, widen
+from koopcast.wire import CHUNK_BYTES, ELEMENT_BYTES, Layout, TensorSpec, checksum, narrow, storage_dtype, widen
 from koopcast_server.koopman import (
     OperatorSettings,
     Products,
@@ -29,7 +29,7 @@ from koopcast_server.koopman import (
     report,
 )
 
-__all__ = ["Answer", "HeldWindow", "narrowed_chunks"]
+__all__ = ["Answer", "HeldWindow", "narrowed_chunks", "rehearse"]
 
 _DTYPES: Final = {
     "float64": torch.float64,
@@ -229,6 +229,21 @@ class HeldWindow:
                 extrapolated=horizon_steps > backtest_steps,
                 eigenvalues=tuple(eigenvalues[index][: ranks[index]]),
             )
+
+
+def rehearse(device: torch.device) -> None:
+    """Runs a tiny job through every step once, so that lazy loading in libraries does not delay the first real one."""
+    layout = Layout({"rehearsal": TensorSpec("float32", (8,))})
+    for observable in ("velocity", "state"):
+        operator = Operator(observable=observable, window=5)
+        held = HeldWindow(layout, operator, 1, "float32", device)
+        for index in range(5):
+            data = (0.9**index * np.arange(1.0, 9.0)).astype(np.float32).tobytes()
+            held.land(0, data, checksum(data))
+            held.publish(starts_segment=index == 0)
+        for answer in held.solve([operator], [1.5], 0.0)[0]:
+            list(narrowed_chunks(held.displacement(answer), "bfloat16"))
+        held.reports()
 
 
 def narrowed_chunks(flat: torch.Tensor, wire_dtype: str) -> Iterator[tuple[int, bytes]]:

@@ -42,9 +42,7 @@ class HttpServer:
         self.address = address
 
     @classmethod
-    async def start(
-        cls, address: str, parts: tuple[Jobs, Metrics, Identities], tls: tuple[Path, Path] | None
-    ) -> Self:
+    async def start(cls, address: str, parts: tuple[Jobs, Metrics, Identities], tls: tuple[Path, Path] | None) -> Self:
         """Binds ``host:port`` and answers.
 
         Raises:

@@ -89,9 +89,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         )
 
     @asynccontextmanager
-    async def _call(
-        self, method: str, authorization: str | None, context: Context
-    ) -> AsyncIterator[None]:
+    async def _call(self, method: str, authorization: str | None, context: Context) -> AsyncIterator[None]:
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         self.active += 1

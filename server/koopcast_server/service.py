@@ -87,7 +87,7 @@ class Service:
         self._identities = Identities.from_sources(settings.token_file, tokens)
         self._tls = _tls_of(settings)
         _refuse_open_doors(settings, self._tls is not None, self._identities.required)
-        self.engine = Engine(settings.device, settings.workers, settings.threads)
+        self.engine = Engine(settings.device, settings.workers, settings.computation_threads)
         limit = settings.memory_limit_bytes
         if limit == AUTO_MEMORY_LIMIT:
             limit = self.engine.free_memory_bytes() // 2
@@ -146,6 +146,7 @@ class Service:
     async def _check_device(self) -> None:
         try:
             await self.engine.check()
+            await self.engine.rehearse()
         except (RuntimeError, TimeoutError) as error:
             raise StartupError(f"the device {self.engine.device} does not compute: {error}") from error
 

@@ -162,14 +162,11 @@ def write_plot(baseline: Run, accelerated: Run, comparison: Comparison, path: Pa
 
 
 def _mark_jumps(axes: object, run: Run) -> None:
-    """A mark at each accepted jump: at the first point after it."""
+    """A mark at each accepted jump, where it landed: entry k of a run follows optimizer step k."""
     if run.stats is None:
         return
-    accepted = [event for event in run.stats.log if event.accepted]
-    points = [index for index, (a, b) in enumerate(zip(run.steps, run.steps[1:], strict=False)) if b - a > 1]
-    jumped = {event.step for event in accepted}
-    steps = [run.steps[index + 1] for index in points if index + 1 in jumped]
-    losses = [run.losses[index + 1] for index in points if index + 1 in jumped]
+    after = [event.step for event in run.stats.log if event.accepted and event.step < len(run.steps)]
+    steps, losses = [run.steps[index] for index in after], [run.losses[index] for index in after]
     axes.plot(steps, losses, "v", color=_ACCELERATED_COLOUR, markersize=8, label="accepted jumps")  # type: ignore[attr-defined]
 
 

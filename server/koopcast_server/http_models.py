@@ -1,0 +1,255 @@
+"""What the HTTP API answers, as pydantic models: every field with its meaning and unit.
+
+JSON knows neither NaN nor infinity: a measure that is undefined (a back-test on too short a window) or not finite is
+``null``.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from koopcast.operator import Operator
+from koopcast.prediction import Block
+from koopcast.status import JobStatus, Lease
+
+__all__ = [
+    "Alive",
+    "BlockModel",
+    "Eigenvalue",
+    "Health",
+    "JobDetail",
+    "JobList",
+    "JobSummary",
+    "LeaseModel",
+    "OperatorModel",
+    "Problem",
+    "Ready",
+    "VersionInfo",
+]
+
+
+def _finite_or_none(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Measure = Annotated[float | None, BeforeValidator(_finite_or_none)]
+"""A number that may be undefined: NaN and infinities become null."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Alive(_Model):
+    """The process answers."""
+
+    status: Literal["alive"] = Field("alive", description="Always `alive`; no answer means that it is not.")
+
+
+class Ready(_Model):
+    """The service takes work."""
+
+    status: Literal["ready"] = Field("ready", description="Always `ready`; otherwise the answer is a 503 problem.")
+
+
+class Health(_Model):
+    """The service at a glance. Open to everybody, so it names no job."""
+
+    status: Literal["ready", "unavailable"] = Field(description="`unavailable` comes with HTTP status 503.")
+    reason: str | None = Field(description="Why it is unavailable, e.g. `DRAINING`; null while it is ready.")
+    version: str = Field(description="Version of the service.")
+    device: str = Field(description="Device that holds the windows and computes.")
+    jobs: int = Field(ge=0, description="Jobs held, of all identities.")
+    memory_bytes: int = Field(ge=0, description="Device memory of all jobs. Unit: bytes.")
+    memory_limit_bytes: int = Field(ge=0, description="Limit of that memory. Unit: bytes.")
+
+
+class VersionInfo(_Model):
+    """What runs here."""
+
+    version: str = Field(description="Version of the service.")
+    protocol_version: int = Field(ge=1, description="Newest gRPC protocol version it speaks.")
+    python: str = Field(description="Version of Python.")
+    torch: str = Field(description="Version of PyTorch.")
+    device: str = Field(description="Device that holds the windows and computes.")
+
+
+class LeaseModel(_Model):
+    """Who writes to a job."""
+
+    held: bool = Field(description="Whether somebody does now.")
+    expires_in_seconds: float = Field(
+        ge=0, description="Time until the lease expires without a call; 0 where nobody holds it. Unit: seconds."
+    )
+    holder: str = Field(description="Version string of the holder; empty where nobody holds it.")
+
+    @classmethod
+    def of(cls, lease: Lease) -> Self:
+        """The model of a lease."""
+        return cls(held=lease.held, expires_in_seconds=lease.expires_in_seconds, holder=lease.holder)
+
+
+class OperatorModel(_Model):
+    """A job's operator settings."""
+
+    observable: str = Field(description="`velocity` (differences of snapshots) or `state` (the weights themselves).")
+    partition: str = Field(description="`network` (one operator) or `tensor` (one for each tensor).")
+    window: int = Field(ge=2, description="Weight snapshots the window holds when full.")
+    rank: int | str = Field(description="Number of modes, or the rule that finds it: `auto` or `energy`.")
+    energy: float = Field(description="With rank `energy`: share of the squared singular values that is kept, (0, 1].")
+    ridge: float = Field(ge=0, description="Tikhonov ridge, as a fraction of the window's largest singular value.")
+    stabilize: bool = Field(description="Whether eigenvalues outside the unit disc are moved onto it.")
+
+    @classmethod
+    def of(cls, operator: Operator) -> Self:
+        """The model of an operator's settings."""
+        return cls(
+            observable=operator.observable,
+            partition=operator.partition,
+            window=operator.window,
+            rank=operator.rank,
+            energy=operator.energy,
+            ridge=operator.ridge,
+            stabilize=operator.stabilize,
+        )
+
+
+class JobSummary(_Model):
+    """The state of one job, its blocks apart."""
+
+    name: str = Field(description="The job's name.")
+    owner: str = Field(description="Identity that opened it: the caller's.")
+    segment: int = Field(ge=0, description="Segment of the newest snapshot; 0 before the first.")
+    step: int | None = Field(description="Trainer step of the newest snapshot; null while the window is empty.")
+    stride: int = Field(ge=1, description="Trainer steps between two snapshots.")
+    snapshots_held: int = Field(ge=0, description="Weight snapshots in the window.")
+    snapshots_accepted: int = Field(ge=0, description="Snapshots accepted since the job was made.")
+    tensors: int = Field(ge=0, description="Number of tensors in a snapshot.")
+    parameters: int = Field(ge=0, description="Number of parameters in a snapshot.")
+    window_dtype: str = Field(description="Element type of the window on the device.")
+    wire_dtype: str = Field(description="Element type of answers.")
+    operator: OperatorModel = Field(description="Operator settings.")
+    memory_bytes: int = Field(ge=0, description="Device memory the job holds. Unit: bytes.")
+    bytes_received: int = Field(ge=0, description="Snapshot bytes accepted since the job was made. Unit: bytes.")
+    bytes_sent: int = Field(ge=0, description="Displacement bytes sent since the job was made. Unit: bytes.")
+    predictions: int = Field(ge=0, description="Predictions answered.")
+    jumps_accepted: int = Field(ge=0, description="Jumps the trainer reported as accepted.")
+    jumps_rejected: int = Field(ge=0, description="Jumps the trainer reported as rejected.")
+    last_prediction_seconds: float | None = Field(
+        description="Time from the last prediction's request to its first report; null before the first. Unit: seconds."
+    )
+    created: datetime = Field(description="When the job was made (UTC).")
+    pushed: datetime | None = Field(description="When the newest snapshot was accepted (UTC); null before the first.")
+    lease: LeaseModel = Field(description="Who writes to it.")
+
+    @classmethod
+    def of(cls, status: JobStatus) -> Self:
+        """The model of a job's state, without its blocks."""
+        return cls(**_summary_fields(status))
+
+
+class Eigenvalue(_Model):
+    """One eigenvalue of a reduced operator."""
+
+    real: Measure = Field(description="Real part, per stride.")
+    imaginary: Measure = Field(description="Imaginary part, per stride.")
+
+
+class BlockModel(_Model):
+    """One block's operator, and how far to trust it. Undefined measures are null."""
+
+    name: str = Field(description="`network`, or the tensor's name.")
+    parameters: int = Field(ge=0, description="Parameters in the block.")
+    rank: int = Field(ge=0, description="Rank of the reduced operator; 0 where the window shows no motion.")
+    eigenvalues: list[Eigenvalue] = Field(
+        description="Of the reduced operator, by falling modulus, per stride, before they are stabilised."
+    )
+    spectral_radius: Measure = Field(description="Largest modulus of the eigenvalues, per stride, likewise.")
+    residual: Measure = Field(description="Relative least-squares residual of the fit, |Y - AX| / |Y|.")
+    backtest_error: Measure = Field(
+        description="|predicted - true| / |true| on held-out snapshots: 1 is what staying in place scores. Null where "
+        "the window is too short for a back-test."
+    )
+    backtest_error_linear: Measure = Field(description="The same for linear extrapolation; null likewise.")
+    backtest_steps: int = Field(
+        ge=0, description="Trainer steps the back-test looked ahead; beyond them its errors are extrapolated."
+    )
+    moved: bool = Field(description="Whether a prediction made now would move the block.")
+
+    @classmethod
+    def of(cls, block: Block) -> Self:
+        """The model of one block's report."""
+        return cls(
+            name=block.name,
+            parameters=block.parameters,
+            rank=block.rank,
+            eigenvalues=[Eigenvalue(real=value.real, imaginary=value.imag) for value in block.eigenvalues],
+            spectral_radius=block.spectral_radius,
+            residual=block.residual,
+            backtest_error=block.backtest_error,
+            backtest_error_linear=block.backtest_error_linear,
+            backtest_steps=block.backtest_steps,
+            moved=block.moved,
+        )
+
+
+class JobDetail(JobSummary):
+    """The state of one job, with the operators of its window as it is now."""
+
+    blocks_total: int = Field(ge=0, description="Blocks of the partition; 0 while the window is too short.")
+    blocks: list[BlockModel] = Field(description="The blocks that were asked for, in the snapshot's order.")
+
+    @classmethod
+    def with_blocks(cls, status: JobStatus, first: int, count: int) -> Self:
+        """The model of a job's state, with `count` of its blocks from the block number `first`."""
+        blocks = [BlockModel.of(block) for block in status.blocks[first : first + count]]
+        return cls(**_summary_fields(status), blocks_total=len(status.blocks), blocks=blocks)
+
+
+class JobList(_Model):
+    """The caller's jobs, by name."""
+
+    jobs: list[JobSummary] = Field(description="One page of them, without their blocks.")
+    next_page_token: str = Field(description="`page_token` of the next page; empty at the end.")
+
+
+class Problem(_Model):
+    """An error (RFC 9457)."""
+
+    type: Literal["about:blank"] = Field("about:blank", description="The kind is told by `status` and `reason`.")
+    title: str = Field(description="The HTTP status in words.")
+    status: int = Field(ge=400, le=599, description="The HTTP status.")
+    detail: str = Field(description="What is wrong, for people.")
+    reason: str = Field(description="What is wrong, for programs: a constant in UPPER_SNAKE_CASE.")
+    details: dict[str, str] = Field(description="The names and numbers that `detail` speaks of.")
+
+
+def _summary_fields(status: JobStatus) -> dict[str, object]:
+    return {
+        "name": status.name,
+        "owner": status.owner,
+        "segment": status.segment,
+        "step": status.step,
+        "stride": status.stride,
+        "snapshots_held": status.snapshots_held,
+        "snapshots_accepted": status.snapshots_accepted,
+        "tensors": len(status.tensors),
+        "parameters": status.parameters,
+        "window_dtype": status.window_dtype,
+        "wire_dtype": status.wire_dtype,
+        "operator": OperatorModel.of(status.operator),
+        "memory_bytes": status.memory_bytes,
+        "bytes_received": status.bytes_received,
+        "bytes_sent": status.bytes_sent,
+        "predictions": status.predictions,
+        "jumps_accepted": status.jumps_accepted,
+        "jumps_rejected": status.jumps_rejected,
+        "last_prediction_seconds": status.last_prediction_seconds if status.predictions else None,
+        "created": status.created,
+        "pushed": status.pushed,
+        "lease": LeaseModel.of(status.lease),
+    }
