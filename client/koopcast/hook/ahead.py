@@ -114,11 +114,8 @@ class Ahead:
 
     def _count_step(self) -> None:
         self._counters.steps += 1
-        rate = self._optimizer.param_groups[0].get("lr")
-        if self._clock is not None and isinstance(rate, int | float):
-            self._clock += rate
-        else:  # a rate on a device would cost a synchronisation a step
-            self._clock = None
+        rate = _learning_rate(self._optimizer)
+        self._clock = self._clock + rate if self._clock is not None and rate is not None else None
 
     def _record(self) -> None:
         if self._leader is None or self._broken:
@@ -158,6 +155,14 @@ class Ahead:
         self._broken = True
         self._counters.last_decision = f"stopped: {error!r}"
         _LOG.warning("koopcast stops, training goes on without it: %r", error)
+
+
+def _learning_rate(optimizer: torch.optim.Optimizer) -> float | None:
+    """Of the first group; None where it lives on a device and would cost a synchronisation a step."""
+    rate: Any = optimizer.param_groups[0].get("lr")
+    if isinstance(rate, Tensor):
+        return float(rate) if rate.device.type == "cpu" else None
+    return rate if isinstance(rate, int | float) else None
 
 
 def _was_skipped(optimizer: torch.optim.Optimizer) -> bool:

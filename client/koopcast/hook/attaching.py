@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import nn
 
-from koopcast.client import Client, connect
-from koopcast.errors import ArgumentTypeError, ArgumentValueError
+from koopcast.client import connect
 from koopcast.hook.ahead import Ahead
-from koopcast.hook.leader import Leader, QuestionSettings
-from koopcast.hook.link import JobSettings, Link
-from koopcast.hook.policy import (
-    BACKTESTED_HORIZON_STRIDES,
-    DEFAULT_OPERATORS,
-    PROBED_HORIZON_STRIDES,
-    SearchOrder,
-)
+from koopcast.hook.arguments import check_callables, check_question, check_timing, check_trainer
+from koopcast.hook.held_job import JobSettings
+from koopcast.hook.leader import Leader
+from koopcast.hook.link import Link
+from koopcast.hook.policy import SearchOrder
 from koopcast.hook.ranks import Ranks
 from koopcast.hook.recorder import Recorder, WaitBudget
 from koopcast.hook.schedule import JumpSchedule
@@ -103,115 +97,29 @@ def attach(
         ArgumentTypeError, ArgumentValueError: an argument that cannot work, before anything was attached.
         MissingExtra: `target` is None and the server is not installed.
     """
-    _check_trainer(model, optimizer)
-    _check_callables(probe=probe, on_jump=on_jump, filter=filter, search=search)
-    timing = _check_timing(every, lag, wait_seconds, average)
-    question = _question(
-        operator, operators, horizons, timing.every, search or Walk(), probed=probe is not None
+    check_trainer(model, optimizer)
+    check_callables(probe=probe, on_jump=on_jump, filter=filter, search=search)
+    timing = check_timing(every, lag, wait_seconds, average)
+    question = check_question(
+        operator, operators, horizons, search or Walk(), every, probed=probe is not None
     )
-    window_operator = operator if operator is not None else question.operators[0]
-    schedule = JumpSchedule(timing.every, window_operator.window, timing.lag)
+    job_operator = operator if operator is not None else question.operators[0]
     selection = Selection(model, filter, averaged=timing.averaging > 1)
     name = check_job_name(job) if job is not None else _unique_name()
+    schedule = JumpSchedule(timing.every, job_operator.window, timing.lag)
     ranks, counters = Ranks(), Counters()
     leader = None
     if ranks.leading:
-        client = connect(target, token=token, ca=ca, insecure=insecure, timeout_seconds=_CALL_SECONDS)
-        settings = JobSettings(
-            name, job is None, selection.specs, timing.every, window_operator, averaging=timing.averaging
-        )
         evaluator = Evaluator(model, probe, on_jump, counters)
-        leader = _leader(client, settings, selection, evaluator, optimizer, question, timing, counters)
+        pool = BufferPool(selection.specs, _QUEUE_DEPTH, pinned=selection.on_gpu)
+        settings = JobSettings(name, job is None, selection.specs, every, job_operator, timing.averaging)
+        client = connect(target, token=token, ca=ca, insecure=insecure, timeout_seconds=_CALL_SECONDS)
+        link = Link(client, settings, pool, counters)
+        budget = WaitBudget(timing.wait_seconds, counters)
+        recorder = Recorder(selection, link, pool, timing.averaging, budget, counters)
+        leader = Leader(evaluator, optimizer, recorder, link, question, budget, counters)
+        link.start(_FIRST_OPEN_SECONDS)
     return Ahead(name, model, optimizer, schedule, ranks, leader, counters)
-
-
-@dataclass(frozen=True, slots=True)
-class _Timing:
-    every: int
-    lag: int
-    wait_seconds: float
-    averaging: int
-
-
-def _leader(
-    client: Client,
-    settings: JobSettings,
-    selection: Selection,
-    evaluator: Evaluator,
-    optimizer: torch.optim.Optimizer,
-    question: QuestionSettings,
-    timing: _Timing,
-    counters: Counters,
-) -> Leader:
-    on_gpu = any(parameter.is_cuda for parameter in selection.parameters().values())
-    pool = BufferPool(selection.specs, _QUEUE_DEPTH, pinned=on_gpu)
-    link = Link(client, settings, pool, counters)
-    budget = WaitBudget(timing.wait_seconds, counters)
-    recorder = Recorder(selection, link, pool, timing.averaging, budget, counters)
-    link.start(_FIRST_OPEN_SECONDS)
-    return Leader(evaluator, optimizer, recorder, link, question, budget, counters)
-
-
-def _check_trainer(model: Any, optimizer: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise ArgumentTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}", field="model")
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ArgumentTypeError(
-            f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}; give a wrapper's own "
-            "optimizer (for instance its .optimizer)",
-            field="optimizer",
-        )
-
-
-def _check_callables(**callables: Callable[..., Any] | None) -> None:
-    for field, given in callables.items():
-        if given is not None and not callable(given):
-            raise ArgumentTypeError(f"{field} must be callable, not {given!r}", field=field)
-
-
-def _check_timing(every: Any, lag: Any, wait_seconds: Any, average: Any) -> _Timing:
-    for field, value, least in (("every", every, 1), ("lag", lag, 0)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ArgumentTypeError(f"{field} must be a whole number of steps, not {value!r}", field=field)
-        if value < least:
-            raise ArgumentValueError(f"{field} must be at least {least}, not {value}", field=field)
-    if isinstance(wait_seconds, bool) or not isinstance(wait_seconds, int | float):
-        raise ArgumentTypeError(f"wait_seconds must be a number, not {wait_seconds!r}", field="wait_seconds")
-    if not (math.isfinite(wait_seconds) and wait_seconds >= 0):
-        raise ArgumentValueError(
-            f"wait_seconds must be finite and >= 0, not {wait_seconds}", field="wait_seconds"
-        )
-    if not isinstance(average, bool):
-        raise ArgumentTypeError(f"average must be a bool, not {average!r}", field="average")
-    return _Timing(every, lag, float(wait_seconds), every if average else 1)
-
-
-def _question(
-    operator: Any, operators: Any, horizons: Any, every: int, search: SearchOrder, *, probed: bool
-) -> QuestionSettings:
-    if operator is not None and not isinstance(operator, Operator):
-        raise ArgumentTypeError(f"operator must be a koopcast.Operator, not {operator!r}", field="operator")
-    if operators is None:
-        operators = DEFAULT_OPERATORS if operator is None else (operator,)
-    if not isinstance(operators, Sequence) or not all(isinstance(one, Operator) for one in operators):
-        raise ArgumentTypeError("operators must be a sequence of koopcast.Operator", field="operators")
-    if not 1 <= len(operators) <= 16:
-        raise ArgumentValueError(
-            f"operators must hold 1 to 16 of them, not {len(operators)}", field="operators"
-        )
-    strides = PROBED_HORIZON_STRIDES if probed else BACKTESTED_HORIZON_STRIDES
-    horizons = [every * count for count in strides] if horizons is None else horizons
-    if not isinstance(horizons, Sequence) or not all(_is_number(horizon) for horizon in horizons):
-        raise ArgumentTypeError("horizons must be a sequence of numbers of trainer steps", field="horizons")
-    if not 1 <= len(horizons) <= 64 or not all(math.isfinite(h) and h > 0 for h in horizons):
-        raise ArgumentValueError(
-            "horizons must be 1 to 64 finite numbers of trainer steps > 0", field="horizons"
-        )
-    return QuestionSettings(tuple(float(h) for h in horizons), tuple(operators), search)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _unique_name() -> str:

@@ -10,7 +10,8 @@ from typing import Final
 
 import torch
 
-from koopcast.hook.link import Link, Outcome
+from koopcast.hook.held_job import Outcome
+from koopcast.hook.link import Link
 from koopcast.hook.policy import Choice, SearchOrder, choose_by_backtest, choose_by_loss
 from koopcast.hook.question import Question
 from koopcast.hook.recorder import Recorder, WaitBudget
@@ -22,7 +23,7 @@ from koopcast.prediction import Prediction
 
 __all__ = ["Leader", "QuestionSettings"]
 
-_EARLY_ANSWER_SECONDS: Final = 30.0
+_EARLY_ANSWER_SECONDS: Final = 10.0
 """How long an answer may take that was asked for in advance (`lag`)."""
 
 

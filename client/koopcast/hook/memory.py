@@ -104,6 +104,8 @@ class TrainerMemory:
             self._modes.append((module, module.training))
             self._memory.remember(module._parameters)
             self._memory.remember(module._buffers)
+        for tensor in [*model.parameters(), *model.buffers()]:  # of modules that keep no plain dicts of them
+            self._memory.remember(tensor)
         self._memory.remember(self._groups)
         self._memory.remember(self._state)
         parameters = {id(p): p for p in [*model.parameters(), *_grouped(optimizer)]}.values()

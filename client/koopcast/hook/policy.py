@@ -98,10 +98,10 @@ def choose_by_loss(
         except StopIteration:
             break
         loss = evaluate(candidate)
-        if loss < best_loss or best is None:
+        if loss < best_loss:
             best, best_loss = candidate, loss
     if best is None:
-        return Choice(None, False, "no candidate was probed", loss_before)
+        return Choice(None, False, "no candidate has a finite loss", loss_before)
     words = f"{best.steps:g} steps ahead: loss {loss_before:.6g} to {best_loss:.6g}"
     if best_loss < loss_before:
         return Choice(best, True, f"jumped {words}", loss_before, best_loss)

@@ -43,4 +43,6 @@ class Ranks:
         if self.several:
             with torch.no_grad():
                 for tensor in tensors:
-                    dist.broadcast(tensor, src=0)
+                    whole = tensor.detach().contiguous()
+                    dist.broadcast(whole, src=0)
+                    tensor.copy_(whole)

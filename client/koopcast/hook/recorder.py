@@ -6,7 +6,8 @@ import time
 
 from torch import nn
 
-from koopcast.hook.link import Link, Snapshot
+from koopcast.hook.held_job import Snapshot
+from koopcast.hook.link import Link
 from koopcast.hook.selection import Averager, BufferPool, Selection, SnapshotBuffer
 from koopcast.hook.stats import Counters
 

@@ -56,6 +56,11 @@ class Selection:
             for name, (dtype, shape) in self._kinds.items()
         }
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether any of the parameters lives on a CUDA device."""
+        return any(parameter.is_cuda for parameter in self.parameters().values())
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters as the model has them now.
 

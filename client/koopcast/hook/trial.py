@@ -110,15 +110,22 @@ class Trial:
         adapted = self._best[1] if probed and self._best else self._adapt_unprobed(prediction)
         if adapted is None:
             return False
+        kept = False
+        try:
+            kept = self._write(prediction, adapted)
+        finally:
+            if not kept:
+                self._memory.restore()
+        return kept
+
+    def _write(self, prediction: Prediction, adapted: list[tuple[Tensor, Tensor]]) -> bool:
+        """Write the jump in a way that autograd sees; whether all weights are finite."""
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(self._translated(name, parameter, prediction))
             for tensor, value in adapted:
                 tensor.copy_(value)
-            finite = all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters.values())
-        if not finite:
-            self._memory.restore()
-        return finite
+            return all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters.values())
 
     def _adapt_unprobed(self, prediction: Prediction) -> list[tuple[Tensor, Tensor]] | None:
         try:

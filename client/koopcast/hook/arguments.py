@@ -1,0 +1,110 @@
+"""Checks what the user gave to `attach`, before anything is attached. All raise ArgumentTypeError, ArgumentValueError."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from koopcast.errors import ArgumentTypeError, ArgumentValueError
+from koopcast.hook.leader import QuestionSettings
+from koopcast.hook.policy import (
+    BACKTESTED_HORIZON_STRIDES,
+    DEFAULT_OPERATORS,
+    PROBED_HORIZON_STRIDES,
+    SearchOrder,
+)
+from koopcast.operator import Operator
+
+__all__ = ["Timing", "check_callables", "check_question", "check_timing", "check_trainer"]
+
+MAX_OPERATORS: Final = 16
+MAX_HORIZONS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When things happen.
+
+    Attributes:
+        every: optimizer steps between snapshots.
+        lag: steps from a question to its decision.
+        wait_seconds: longest wait of an attempt.
+        averaging: weights in the mean that is a snapshot.
+    """
+
+    every: int
+    lag: int
+    wait_seconds: float
+    averaging: int
+
+
+def check_trainer(model: Any, optimizer: Any) -> None:
+    """A module and a real optimizer."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}", field="model")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ArgumentTypeError(
+            f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}; give a wrapper's own "
+            "optimizer (for instance its .optimizer)",
+            field="optimizer",
+        )
+
+
+def check_callables(**callables: Any) -> None:
+    """Functions, or None."""
+    for field, given in callables.items():
+        if given is not None and not callable(given):
+            raise ArgumentTypeError(f"{field} must be callable, not {given!r}", field=field)
+
+
+def check_timing(every: Any, lag: Any, wait_seconds: Any, average: Any) -> Timing:
+    """When things happen."""
+    for field, value, least in (("every", every, 1), ("lag", lag, 0)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ArgumentTypeError(f"{field} must be a whole number of steps, not {value!r}", field=field)
+        if value < least:
+            raise ArgumentValueError(f"{field} must be at least {least}, not {value}", field=field)
+    if isinstance(wait_seconds, bool) or not isinstance(wait_seconds, int | float):
+        raise ArgumentTypeError(f"wait_seconds must be a number, not {wait_seconds!r}", field="wait_seconds")
+    if not (math.isfinite(wait_seconds) and wait_seconds >= 0):
+        raise ArgumentValueError(
+            f"wait_seconds must be finite and >= 0, not {wait_seconds}", field="wait_seconds"
+        )
+    if not isinstance(average, bool):
+        raise ArgumentTypeError(f"average must be a bool, not {average!r}", field="average")
+    return Timing(every, lag, float(wait_seconds), every if average else 1)
+
+
+def check_question(
+    operator: Any, operators: Any, horizons: Any, search: SearchOrder, every: int, *, probed: bool
+) -> QuestionSettings:
+    """What is asked at an attempt, with the defaults filled in."""
+    if operator is not None and not isinstance(operator, Operator):
+        raise ArgumentTypeError(f"operator must be a koopcast.Operator, not {operator!r}", field="operator")
+    if operators is None:
+        operators = DEFAULT_OPERATORS if operator is None else (operator,)
+    if not isinstance(operators, Sequence) or not all(isinstance(one, Operator) for one in operators):
+        raise ArgumentTypeError("operators must be a sequence of koopcast.Operator", field="operators")
+    if not 1 <= len(operators) <= MAX_OPERATORS:
+        raise ArgumentValueError(
+            f"operators must hold 1 to {MAX_OPERATORS}, not {len(operators)}", field="operators"
+        )
+    strides = PROBED_HORIZON_STRIDES if probed else BACKTESTED_HORIZON_STRIDES
+    steps = [every * count for count in strides] if horizons is None else horizons
+    if not isinstance(steps, Sequence) or not all(_is_number(step) for step in steps):
+        raise ArgumentTypeError("horizons must be a sequence of numbers of trainer steps", field="horizons")
+    if not 1 <= len(steps) <= MAX_HORIZONS or not all(math.isfinite(step) and step > 0 for step in steps):
+        raise ArgumentValueError(
+            f"horizons must be 1 to {MAX_HORIZONS} finite numbers of trainer steps > 0, not {steps}",
+            field="horizons",
+        )
+    return QuestionSettings(tuple(float(step) for step in steps), tuple(operators), search)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
