@@ -1,4 +1,4 @@
-"""The HTTP API: health for orchestrators, metrics for Prometheus, jobs for people and programs. It only reads."""
+"""The HTTP API: health for orchestrators, metrics for Prometheus, jobs for people. It only reads."""
 
 from __future__ import annotations
 
@@ -50,11 +50,13 @@ class _Readiness:
         check = self._check
         await asyncio.wait({check}, timeout=_CHECK_SECONDS)
         if not check.done():
-            raise Unavailable(f"the engine did not answer within {_CHECK_SECONDS:.0f} s", reason="ENGINE_BUSY")
+            message = f"the engine did not answer within {_CHECK_SECONDS:.0f} s"
+            raise Unavailable(message, reason="ENGINE_BUSY")
         error = asyncio.CancelledError() if check.cancelled() else check.exception()
         if error is not None:
             _log.error("the device does not compute", error=repr(error))
-            raise Unavailable("the device does not compute; the service's log says why", reason="DEVICE_FAILED")
+            message = "the device does not compute; the service's log says why"
+            raise Unavailable(message, reason="DEVICE_FAILED")
 
 
 @dataclass(frozen=True)
@@ -97,15 +99,15 @@ def create_app(jobs: Jobs, metrics: Metrics, identities: Identities) -> FastAPI:
     Args:
         jobs: what is shown; their engine is what readiness checks.
         metrics: what Prometheus scrapes.
-        identities: who may ask. Where tokens are required, callers see only their own jobs, and only the health
-            endpoints answer without one.
+        identities: who may ask. Where tokens are required, callers see only their own jobs, and only the
+            health endpoints answer without one.
     """
     app = FastAPI(
         title="koopcast",
         version=VERSION,
         summary="Predicts where a network's weights are going, and jumps them there.",
-        description="Read-only status of the service and its jobs. Measures that are undefined or not finite are "
-        "null, because JSON has no NaN. Errors are `application/problem+json`.",
+        description="Read-only status of the service and its jobs. Measures that are undefined or not finite "
+        "are null, because JSON has no NaN. Errors are `application/problem+json`.",
         docs_url=None,  # the documentation pages of FastAPI load scripts from elsewhere
         redoc_url=None,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
@@ -127,7 +129,7 @@ async def livez() -> Alive:
 
 @_open.get("/readyz", summary="The service takes work", responses=PROBLEM_RESPONSES)
 async def readyz(parts: _Served) -> Ready:
-    """Checks that a worker answers and the device computes, and that the service is not draining. Needs no token."""
+    """A worker answers, the device computes, and the service is not draining. Needs no token."""
     await parts.readiness.refuse_unless_ready()
     return Ready()
 
@@ -186,7 +188,7 @@ async def version_info(parts: _Served) -> VersionInfo:
 async def list_jobs(
     parts: _Served,
     identity: _Caller,
-    page_size: Annotated[int, Query(ge=0, description="At most so many; 0: 1000. Larger values are cut to 1000.")] = 0,
+    page_size: Annotated[int, Query(ge=0, description="At most so many; 0 or above 1000: 1000.")] = 0,
     page_token: Annotated[str, Query(description="`next_page_token` of the page before.")] = "",
 ) -> JobList:
     """By name, without their blocks."""
@@ -197,7 +199,7 @@ async def list_jobs(
     return JobList(jobs=page, next_page_token=page[-1].name if more else "")
 
 
-@_closed.get("/v1/jobs/{job}", summary="One job and its operators", responses=PROBLEM_RESPONSES, tags=["jobs"])
+@_closed.get("/v1/jobs/{job}", summary="One job", responses=PROBLEM_RESPONSES, tags=["jobs"])
 async def get_job(
     job: str,
     parts: _Served,

@@ -1,7 +1,7 @@
 """What the HTTP API answers, as pydantic models: every field with its meaning and unit.
 
-JSON knows neither NaN nor infinity: a measure that is undefined (a back-test on too short a window) or not finite is
-``null``.
+JSON knows neither NaN nor infinity: a measure that is undefined (a back-test on too short a window) or not
+finite is ``null``.
 """
 
 from __future__ import annotations
@@ -47,13 +47,17 @@ class _Model(BaseModel):
 class Alive(_Model):
     """The process answers."""
 
-    status: Literal["alive"] = Field("alive", description="Always `alive`; no answer means that it is not.")
+    status: Literal["alive"] = Field(
+        default="alive", description="Always `alive`; no answer means that it is not."
+    )
 
 
 class Ready(_Model):
     """The service takes work."""
 
-    status: Literal["ready"] = Field("ready", description="Always `ready`; otherwise the answer is a 503 problem.")
+    status: Literal["ready"] = Field(
+        default="ready", description="Always `ready`; else the answer is a 503 problem."
+    )
 
 
 class Health(_Model):
@@ -83,7 +87,7 @@ class LeaseModel(_Model):
 
     held: bool = Field(description="Whether somebody does now.")
     expires_in_seconds: float = Field(
-        ge=0, description="Time until the lease expires without a call; 0 where nobody holds it. Unit: seconds."
+        ge=0, description="Time until it expires without a call; 0 where nobody holds it. Unit: seconds."
     )
     holder: str = Field(description="Version string of the holder; empty where nobody holds it.")
 
@@ -96,12 +100,14 @@ class LeaseModel(_Model):
 class OperatorModel(_Model):
     """A job's operator settings."""
 
-    observable: str = Field(description="`velocity` (differences of snapshots) or `state` (the weights themselves).")
+    observable: str = Field(description="`velocity` (differences of snapshots) or `state` (the weights).")
     partition: str = Field(description="`network` (one operator) or `tensor` (one for each tensor).")
     window: int = Field(ge=2, description="Weight snapshots the window holds when full.")
     rank: int | str = Field(description="Number of modes, or the rule that finds it: `auto` or `energy`.")
-    energy: float = Field(description="With rank `energy`: share of the squared singular values that is kept, (0, 1].")
-    ridge: float = Field(ge=0, description="Tikhonov ridge, as a fraction of the window's largest singular value.")
+    energy: float = Field(
+        description="With rank `energy`: share of the squared singular values kept, (0, 1]."
+    )
+    ridge: float = Field(ge=0, description="Tikhonov ridge, as a fraction of the largest singular value.")
     stabilize: bool = Field(description="Whether eigenvalues outside the unit disc are moved onto it.")
 
     @classmethod
@@ -124,7 +130,7 @@ class JobSummary(_Model):
     name: str = Field(description="The job's name.")
     owner: str = Field(description="Identity that opened it: the caller's.")
     segment: int = Field(ge=0, description="Segment of the newest snapshot; 0 before the first.")
-    step: int | None = Field(description="Trainer step of the newest snapshot; null while the window is empty.")
+    step: int | None = Field(description="Trainer step of the newest snapshot; null while none is held.")
     stride: int = Field(ge=1, description="Trainer steps between two snapshots.")
     snapshots_held: int = Field(ge=0, description="Weight snapshots in the window.")
     snapshots_accepted: int = Field(ge=0, description="Snapshots accepted since the job was made.")
@@ -134,22 +140,24 @@ class JobSummary(_Model):
     wire_dtype: str = Field(description="Element type of answers.")
     operator: OperatorModel = Field(description="Operator settings.")
     memory_bytes: int = Field(ge=0, description="Device memory the job holds. Unit: bytes.")
-    bytes_received: int = Field(ge=0, description="Snapshot bytes accepted since the job was made. Unit: bytes.")
-    bytes_sent: int = Field(ge=0, description="Displacement bytes sent since the job was made. Unit: bytes.")
+    bytes_received: int = Field(ge=0, description="Snapshot bytes accepted so far. Unit: bytes.")
+    bytes_sent: int = Field(ge=0, description="Displacement bytes sent so far. Unit: bytes.")
     predictions: int = Field(ge=0, description="Predictions answered.")
     jumps_accepted: int = Field(ge=0, description="Jumps the trainer reported as accepted.")
     jumps_rejected: int = Field(ge=0, description="Jumps the trainer reported as rejected.")
     last_prediction_seconds: float | None = Field(
-        description="Time from the last prediction's request to its first report; null before the first. Unit: seconds."
+        description="Time from the last prediction's request to its first report; null without. Unit: seconds."
     )
     created: datetime = Field(description="When the job was made (UTC).")
-    pushed: datetime | None = Field(description="When the newest snapshot was accepted (UTC); null before the first.")
+    pushed: datetime | None = Field(
+        description="When the newest snapshot was accepted (UTC); null without one."
+    )
     lease: LeaseModel = Field(description="Who writes to it.")
 
     @classmethod
     def of(cls, status: JobStatus) -> Self:
         """The model of a job's state, without its blocks."""
-        return cls(**_summary_fields(status))
+        return cls.model_validate(_summary_fields(status))
 
 
 class Eigenvalue(_Model):
@@ -171,8 +179,8 @@ class BlockModel(_Model):
     spectral_radius: Measure = Field(description="Largest modulus of the eigenvalues, per stride, likewise.")
     residual: Measure = Field(description="Relative least-squares residual of the fit, |Y - AX| / |Y|.")
     backtest_error: Measure = Field(
-        description="|predicted - true| / |true| on held-out snapshots: 1 is what staying in place scores. Null where "
-        "the window is too short for a back-test."
+        description="|predicted - true| / |true| on held-out snapshots: 1 is what staying in place scores. "
+        "Null where the window is too short for a back-test."
     )
     backtest_error_linear: Measure = Field(description="The same for linear extrapolation; null likewise.")
     backtest_steps: int = Field(
@@ -200,14 +208,15 @@ class BlockModel(_Model):
 class JobDetail(JobSummary):
     """The state of one job, with the operators of its window as it is now."""
 
-    blocks_total: int = Field(ge=0, description="Blocks of the partition; 0 while the window is too short.")
+    blocks_total: int = Field(ge=0, description="Blocks of the partition; 0 while it has no operator.")
     blocks: list[BlockModel] = Field(description="The blocks that were asked for, in the snapshot's order.")
 
     @classmethod
     def with_blocks(cls, status: JobStatus, first: int, count: int) -> Self:
         """The model of a job's state, with `count` of its blocks from the block number `first`."""
         blocks = [BlockModel.of(block) for block in status.blocks[first : first + count]]
-        return cls(**_summary_fields(status), blocks_total=len(status.blocks), blocks=blocks)
+        more = {"blocks_total": len(status.blocks), "blocks": blocks}
+        return cls.model_validate(_summary_fields(status) | more)
 
 
 class JobList(_Model):
@@ -220,7 +229,9 @@ class JobList(_Model):
 class Problem(_Model):
     """An error (RFC 9457)."""
 
-    type: Literal["about:blank"] = Field("about:blank", description="The kind is told by `status` and `reason`.")
+    type: Literal["about:blank"] = Field(
+        default="about:blank", description="The kind is told by `status` and `reason`."
+    )
     title: str = Field(description="The HTTP status in words.")
     status: int = Field(ge=400, le=599, description="The HTTP status.")
     detail: str = Field(description="What is wrong, for people.")

@@ -1,0 +1,61 @@
+// Numbers and times for people. Undefined measures arrive as null and are shown as a dash.
+
+const NONE = "–";
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
+
+export const count = (value) => (value === null ? NONE : value.toLocaleString("en"));
+
+export const plural = (value, noun) => `${count(value)} ${noun}${value === 1 ? "" : "s"}`;
+
+export function short(value) {
+  if (value === null) return NONE;
+  for (const [size, unit] of [[1e9, "G"], [1e6, "M"], [1e4, "k"]]) {
+    if (value >= size) return `${Number((value / (unit === "k" ? 1e3 : size)).toPrecision(3))} ${unit}`;
+  }
+  return count(value);
+}
+
+export function bytes(value) {
+  let power = 0;
+  while (value >= 1024 && power < UNITS.length - 1) {
+    value /= 1024;
+    power += 1;
+  }
+  return `${power ? value.toFixed(1) : value} ${UNITS[power]}`;
+}
+
+export function measure(value) {
+  if (value === null) return NONE;
+  if (value === 0) return "0";
+  return Math.abs(value) < 1e-3 || Math.abs(value) >= 1e4 ? value.toExponential(1) : value.toPrecision(3);
+}
+
+export function seconds(value) {
+  if (value === null) return NONE;
+  if (value < 1) return `${Number((value * 1000).toPrecision(2))} ms`;
+  return value < 60 ? `${value.toPrecision(2)} s` : `${Math.round(value / 60)} min`;
+}
+
+export function ago(time) {
+  if (time === null) return "never";
+  const passed = Math.max(0, (Date.now() - Date.parse(time)) / 1000);
+  if (passed < 60) return `${Math.floor(passed)} s ago`;
+  if (passed < 3600) return `${Math.floor(passed / 60)} min ago`;
+  return passed < 86400 ? `${Math.floor(passed / 3600)} h ago` : `${Math.floor(passed / 86400)} d ago`;
+}
+
+// Complex eigenvalues of real operators come in conjugate pairs; one entry stands for both.
+export function pairs(eigenvalues) {
+  const paired = ({ real, imaginary }) =>
+    eigenvalues.some((other) => other.real === real && other.imaginary === -imaginary);
+  return eigenvalues
+    .map((value) => ({ ...value, pair: value.imaginary !== 0 && value.imaginary !== null && paired(value) }))
+    .filter(({ imaginary, pair }) => !pair || imaginary > 0);
+}
+
+export function complex({ real, imaginary, pair = false }) {
+  if (real === null || imaginary === null) return NONE;
+  if (imaginary === 0) return real.toFixed(4);
+  const sign = pair ? "±" : imaginary < 0 ? "−" : "+";
+  return `${real.toFixed(4)} ${sign} ${Math.abs(imaginary).toFixed(4)}i`;
+}
