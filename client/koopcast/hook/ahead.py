@@ -97,7 +97,7 @@ class Ahead:
         """Close; after an exception keep the job for the next writer, since the run may come back."""
         self.close(keep=kind is not None)
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Runs on the training thread after every step of the optimizer."""
         if self._inside or self._finished or os.getpid() != self._process_id or _was_skipped(optimizer):
             return

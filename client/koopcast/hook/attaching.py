@@ -37,7 +37,7 @@ _FIRST_OPEN_SECONDS: Final = 2.0
 _QUEUE_DEPTH: Final = 2
 
 
-def attach(
+def attach(  # noqa: PLR0913  # one call is the whole interface; all but three are keywords
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     target: str | None = None,
@@ -52,7 +52,7 @@ def attach(
     lag: int = 0,
     wait_seconds: float = 0.25,
     average: bool = False,
-    filter: Filter | None = None,
+    filter: Filter | None = None,  # noqa: A002  # what users call it
     search: SearchOrder | None = None,
     token: str | None = None,
     ca: str | os.PathLike[str] | bytes | None = None,

@@ -74,14 +74,14 @@ class RandomStates:
     def __init__(self) -> None:
         """Remember the states as they are now."""
         self._python = random.getstate()
-        self._numpy = np.random.get_state()  # the global generator is the one a training loop may use
+        self._numpy = np.random.get_state()  # noqa: NPY002  # the global generator, which training loops use
         self._torch = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if _cuda_in_use() else None
 
     def restore(self) -> None:
         """Put the states back."""
         random.setstate(self._python)
-        np.random.set_state(self._numpy)
+        np.random.set_state(self._numpy)  # noqa: NPY002
         torch.set_rng_state(self._torch)
         if self._cuda is not None:
             torch.cuda.set_rng_state_all(self._cuda)
@@ -102,8 +102,8 @@ class TrainerMemory:
         self._modes: list[tuple[nn.Module, bool]] = []
         for module in model.modules():
             self._modes.append((module, module.training))
-            self._memory.remember(module._parameters)
-            self._memory.remember(module._buffers)
+            self._memory.remember(module._parameters)  # noqa: SLF001  # the dicts themselves, to undo what is
+            self._memory.remember(module._buffers)  # noqa: SLF001  # added, removed or replaced in them
         for tensor in [*model.parameters(), *model.buffers()]:  # of modules that keep no plain dicts of them
             self._memory.remember(tensor)
         self._memory.remember(self._groups)

@@ -62,7 +62,10 @@ class Choice:
     loss_after: float | None = None
 
 
-def exhaustive(predictions: Sequence[Prediction], loss_now: float) -> Generator[Prediction, float, None]:
+def exhaustive(
+    predictions: Sequence[Prediction],
+    loss_now: float,  # noqa: ARG001  # part of what a search order is
+) -> Generator[Prediction, float, None]:
     """Probes every prediction, in the order given."""
     for prediction in predictions:  # noqa: UP028  # a list takes no `send`, so "yield from" would not do
         yield prediction
