@@ -30,8 +30,10 @@ _PIECE_ON_CPU = 16_384
 """Elements worked on at once, so that a piece of every stored velocity stays in the cache."""
 _SCRATCH_BYTES = 48 << 20
 """Scratch on other devices, in bytes."""
-_GROUP_SHARE = 4
-"""Blocks shorter than a piece over this are worked on many at once."""
+_SHORT_ON_CPU = 512
+"""Blocks shorter than this are worked on many at once: there a block's own overhead outweighs grouping's."""
+_SHORT_SHARE = 4
+"""The same as a share of a piece, on devices where every call has a price, and at most on the CPU."""
 
 
 class WindowProducts(NamedTuple):
@@ -112,8 +114,10 @@ class Window:
         self._dot_last = float64(self.block_count, rows)
         self._last_squared = float64(self.block_count)
         self._lengths = torch.tensor(bounds, device=self.device).diff()
-        piece = _piece_size(rows, self.device)
-        self._pieces = list(_pieces(bounds, piece))
+        on_cpu = self.device.type == "cpu"
+        piece = _PIECE_ON_CPU if on_cpu else max(1, _SCRATCH_BYTES // (8 * 3 * (rows + 2)))
+        short = max(1, piece // _SHORT_SHARE)
+        self._pieces = list(_pieces(bounds, piece, min(short, _SHORT_ON_CPU) if on_cpu else short))
         self._piece = max((p.stop - p.start for p in self._pieces), default=0)
         self.clear()
 
@@ -314,24 +318,16 @@ def _check_shape(size: int, length: int, snapshot_dtype: torch.dtype, window_dty
             raise ValueError(f"a window holds floating-point numbers, not {dtype}")
 
 
-def _piece_size(rows: int, device: torch.device) -> int:
-    """Elements to work on at once."""
-    if device.type == "cpu":
-        return _PIECE_ON_CPU
-    return max(1, _SCRATCH_BYTES // (8 * 3 * (rows + 2)))
-
-
-def _pieces(bounds: Sequence[int], piece: int) -> Iterator[_Piece]:
+def _pieces(bounds: Sequence[int], piece: int, short: int) -> Iterator[_Piece]:
     """Cut ``0:n`` into pieces: long blocks into several, short neighbours gathered, empty blocks left out."""
-    small = max(1, piece // _GROUP_SHARE)
     first = 0  # of the group being gathered
     for block, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        if stop - start < small and stop - bounds[first] <= piece:
+        if stop - start < short and stop - bounds[first] <= piece:
             continue
         if bounds[first] < start:
             yield _Piece(bounds[first], start, first, block)
         first = block
-        if stop - start >= small:
+        if stop - start >= short:
             for begin in range(start, stop, piece):
                 yield _Piece(begin, min(begin + piece, stop), block, block + 1)
             first = block + 1

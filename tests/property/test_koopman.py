@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dmd_reference
 import hypothesis.strategies as st
 import numpy as np
 import torch
 from hypothesis import assume, given, settings
 from hypothesis.extra.numpy import arrays
+
+import dmd_reference
 from koopcast_server.koopman import OperatorSettings, PredictionBatch, Products, predict, report
 
 moderate = settings(deadline=None, max_examples=60)
@@ -25,9 +26,9 @@ seeds = st.integers(0, 10_000)
 TAME = OperatorSettings(rank_rule="fixed", rank=3)
 
 
-def products(*blocks: np.ndarray) -> Products:
-    parts = [dmd_reference.window_products(block) for block in blocks]
-    return Products(*(torch.from_numpy(np.concatenate(kind)) for kind in zip(*parts, strict=True)))
+def products(*blocks: dmd_reference.Array) -> Products:
+    gram, dots, squared = map(torch.from_numpy, dmd_reference.window_products(*blocks))
+    return Products(gram, dots, squared)
 
 
 def path(seed: int, count: int = 10) -> np.ndarray:

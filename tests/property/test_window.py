@@ -7,6 +7,7 @@ import itertools
 import hypothesis.strategies as st
 import torch
 from hypothesis import given, settings
+
 from koopcast.window import Window
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -27,10 +27,12 @@ def linear_system(
     return weights
 
 
-def window_products(snapshots: Array) -> tuple[Array, Array, Array]:
-    """Tell what a window of one block knows: velocity Gram, velocities on the last snapshot, its square."""
-    velocities, last = np.diff(snapshots, axis=0), snapshots[-1]
-    return (velocities @ velocities.T)[None], (velocities @ last)[None], np.array([last @ last])
+def window_products(*blocks: Array) -> tuple[Array, Array, Array]:
+    """Tell what a window of these blocks knows: velocity Grams, velocities on the last snapshot, its square."""
+    velocities = [np.diff(snapshots, axis=0) for snapshots in blocks]
+    grams = [block @ block.T for block in velocities]
+    dots = [block @ snapshots[-1] for block, snapshots in zip(velocities, blocks, strict=True)]
+    return np.stack(grams), np.stack(dots), np.array([snapshots[-1] @ snapshots[-1] for snapshots in blocks])
 
 
 class Reference:

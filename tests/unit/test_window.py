@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
-import koopcast.window as window_module
 import pytest
 import torch
+
+import koopcast.window as window_module
 from koopcast.window import Window, WindowProducts
 
 BOUNDS = [0, 7, 7, 12, 40]
@@ -256,3 +257,24 @@ def test_combinations_of_a_wrong_shape_are_refused() -> None:
     for bad in (torch.empty(39), torch.empty(40, dtype=torch.int64), torch.empty(40, device="meta")):
         with pytest.raises(ValueError, match="out"):
             target.combine(good, None, bad)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_device_says_what_the_cpu_says() -> None:
+    bounds = [0, 5, 9, 200_000, 200_030, 200_041]
+    rows = snapshots(7, bounds[-1]).float()
+    windows = [
+        Window(bounds, 5, snapshot_dtype=torch.float32, window_dtype=torch.float32, device=device)
+        for device in ("cpu", "cuda")
+    ]
+    answers = []
+    for target in windows:
+        push(target, rows)
+        out = torch.empty(bounds[-1], device=target.device)
+        target.combine(snapshots(5, 4, seed=1), snapshots(1, 5, seed=2)[0], out)
+        answers.append(out.cpu())
+    on_cpu, on_device = (target.products() for target in windows)
+    for mine, true in zip(on_device[:3], on_cpu[:3], strict=True):
+        torch.testing.assert_close(mine, true, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*answers, rtol=1e-5, atol=1e-5)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import dmd_reference
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+
+import dmd_reference
 from koopcast_server.koopman import OperatorSettings, Products, predict, report
 
 HORIZONS = (0.5, 1, 2.25, 7, 33.3)
 SNAPSHOTS = dmd_reference.linear_system([1.02, 0.9 * np.exp(0.3j), -0.6], 60, 12, seed=1)
 NOISY = SNAPSHOTS + 0.01 * np.random.default_rng(5).standard_normal(SNAPSHOTS.shape)
+
+
+def products(*blocks: dmd_reference.Array) -> Products:
+    gram, dots, squared = map(torch.from_numpy, dmd_reference.window_products(*blocks))
+    return Products(gram, dots, squared)
 
 
 @pytest.mark.parametrize("snapshots", [SNAPSHOTS, NOISY], ids=["clean", "noisy"])
@@ -22,11 +30,11 @@ NOISY = SNAPSHOTS + 0.01 * np.random.default_rng(5).standard_normal(SNAPSHOTS.sh
 def test_agreement(
     snapshots: np.ndarray, observable: str, stabilize: bool, ridge: float, rank: int, offset: float
 ) -> None:
-    products = Products(*map(torch.from_numpy, dmd_reference.window_products(snapshots)))
+    window = products(snapshots)
     settings = OperatorSettings(observable, "fixed", rank, ridge=ridge, stabilize=stabilize)  # type: ignore[arg-type]
-    known = {"observable": observable, "rank": rank, "ridge": ridge, "stabilize": stabilize}
+    known: dict[str, Any] = {"observable": observable, "rank": rank, "ridge": ridge, "stabilize": stabilize}
     reference = dmd_reference.Reference(snapshots, **known)
-    batch = predict(products, settings, HORIZONS, offset)
+    batch = predict(window, settings, HORIZONS, offset)
     error = dmd_reference.backtest_error(snapshots, 3, **known)
     for index, horizon in enumerate(HORIZONS):
         true = reference.displacement(offset + horizon) - reference.displacement(offset)
@@ -49,12 +57,12 @@ def test_agreement(
 
 def test_a_velocity_window_shorter_than_three_strides_of_motion_has_no_backtest() -> None:
     settings = OperatorSettings()
-    short = report(Products(*map(torch.from_numpy, dmd_reference.window_products(SNAPSHOTS[:3]))), settings)
+    short = report(products(SNAPSHOTS[:3]), settings)
     assert short.backtest_strides == 0
     assert short.backtest_errors.shape == (1, 0)
     assert short.backtest_error.isnan().all()
     assert short.backtest_error_linear.isnan().all()
-    longer = report(Products(*map(torch.from_numpy, dmd_reference.window_products(SNAPSHOTS[:4]))), settings)
+    longer = report(products(SNAPSHOTS[:4]), settings)
     assert longer.backtest_strides == 1
     assert longer.backtest_error.isfinite().all()
 
@@ -64,7 +72,7 @@ def test_errors_are_kept_for_every_stride(snapshots: int) -> None:
     path = NOISY[:snapshots]
     held_out = max(1, (snapshots - 1) // 3)
     settings = OperatorSettings(rank_rule="fixed", rank=1, ridge=1e-3)
-    found = report(Products(*map(torch.from_numpy, dmd_reference.window_products(path))), settings)
+    found = report(products(path), settings)
     assert found.backtest_strides == held_out
     for steps in range(1, held_out + 1):
         shorter = path[: snapshots - held_out + steps]
@@ -73,3 +81,22 @@ def test_errors_are_kept_for_every_stride(snapshots: int) -> None:
         )
         assert float(found.backtest_errors[0, steps - 1]) == pytest.approx(wanted, rel=1e-7)
     assert float(found.backtest_errors[0, -1]) == float(found.backtest_error[0])
+
+
+def test_the_backtest_halves_its_own_shorter_window() -> None:
+    wander = np.cumsum(np.random.default_rng(1).standard_normal((12, 40)), axis=0)
+    auto = report(products(wander), OperatorSettings())
+    assert auto.rank.tolist() == [6]  # of 12 snapshots
+    known: dict[str, Any] = {"observable": "velocity", "rank": 4, "ridge": 1e-4, "stabilize": True}  # of 9
+    assert float(auto.backtest_error[0]) == pytest.approx(
+        dmd_reference.backtest_error(wander, 3, **known), rel=1e-7
+    )
+
+
+def test_a_swing_that_comes_back_has_no_score() -> None:
+    rng = np.random.default_rng(1)
+    swing = (-1.0) ** np.arange(9)[:, None] * rng.standard_normal(40) + 1e-9 * rng.standard_normal((9, 40))
+    found = report(products(swing), OperatorSettings())
+    assert found.backtest_strides == 2
+    assert found.backtest_error.tolist() == [float("inf")]
+    assert float(found.backtest_errors[0, 0]) < 1e-6

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import dmd_reference
 import numpy as np
 import pytest
 import torch
+
+import dmd_reference
 from koopcast_server.koopman import OperatorSettings, Products, block_bounds, predict, report
 from koopcast_server.koopman.rank import auto_rank, choose_rank, energy_rank, numerical_rank
+
+
+def products(*blocks: dmd_reference.Array) -> Products:
+    gram, dots, squared = map(torch.from_numpy, dmd_reference.window_products(*blocks))
+    return Products(gram, dots, squared)
 
 
 def singular(*values: float) -> torch.Tensor:
@@ -43,7 +49,7 @@ def test_no_rule_keeps_what_is_noise() -> None:
     assert int(numerical_rank(squared, NO_NOISE + 10.0)) == 1
     assert int(numerical_rank(torch.zeros(1, 4, dtype=torch.float64), NO_NOISE)) == 0
     for rule in ("fixed", "energy"):
-        settings = OperatorSettings(rank_rule=rule, rank=9, energy=1.0)  # type: ignore[arg-type]
+        settings = OperatorSettings(rank_rule=rule, rank=9, energy=1.0)
         assert int(choose_rank(squared, NO_NOISE, 12, settings)) == 3
     assert int(choose_rank(squared, NO_NOISE, 12, OperatorSettings(rank_rule="fixed", rank=2))) == 2
 
@@ -51,7 +57,7 @@ def test_no_rule_keeps_what_is_noise() -> None:
 def test_rounding_of_the_snapshots_counts_as_noise() -> None:
     path = dmd_reference.linear_system([0.95, 0.5], 200, 12, fixed_point=100.0)
     path = path.astype(np.float32).astype(np.float64)
-    exact = Products(*map(torch.from_numpy, dmd_reference.window_products(path)))
+    exact = products(path)
     told = Products(exact.velocity_gram, exact.velocity_dot_last, exact.last_squared, 2.0**-23, 2.0**-23)
     settings = OperatorSettings(rank_rule="fixed", rank=11, ridge=0.0)
     assert report(exact, settings).rank.tolist() == [10]  # rounding is full rank
@@ -62,9 +68,7 @@ def test_the_ridge_is_relative_to_the_largest_singular_value() -> None:
     path = dmd_reference.linear_system([0.9], 30, 12)
     settings = OperatorSettings(rank_rule="fixed", rank=1, ridge=0.5)
     for scale in (1.0, 1e6):
-        found = report(
-            Products(*map(torch.from_numpy, dmd_reference.window_products(path * scale))), settings
-        )
+        found = report(products(path * scale), settings)
         assert found.eigenvalues[0].real.tolist() == pytest.approx([0.9 / 1.25])
 
 
@@ -103,9 +107,7 @@ def test_blocks_that_would_do_worse_than_staying_decline() -> None:
         swing[8] - 3 * (swing[8] - swing[7]) * np.arange(4)[:, None]
     )  # turns round where the back-test begins
     straight = dmd_reference.linear_system([0.9], 40, 12)
-    both = [dmd_reference.window_products(path) for path in (swing, straight)]
-    products = Products(*(torch.from_numpy(np.concatenate(kind)) for kind in zip(*both, strict=True)))
-    batch = predict(products, OperatorSettings(), [1, 5])
+    batch = predict(products(swing, straight), OperatorSettings(), [1, 5])
     assert float(batch.report.backtest_error[0]) >= 1
     assert float(batch.report.backtest_error[1]) < 0.01
     assert batch.moved.tolist() == [[False, True]] * 2
@@ -114,7 +116,7 @@ def test_blocks_that_would_do_worse_than_staying_decline() -> None:
 
 
 def test_the_report_is_that_of_the_prediction() -> None:
-    products = Products(*map(torch.from_numpy, dmd_reference.window_products(np.eye(8).cumsum(0))))
-    alone, beside = report(products, OperatorSettings()), predict(products, OperatorSettings(), [1]).report
+    window = products(np.eye(8).cumsum(0))
+    alone, beside = report(window, OperatorSettings()), predict(window, OperatorSettings(), [1]).report
     for field in ("rank", "spectral_radius", "residual", "backtest_error", "backtest_errors", "eigenvalues"):
         torch.testing.assert_close(getattr(alone, field), getattr(beside, field), equal_nan=True)

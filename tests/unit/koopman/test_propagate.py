@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from koopcast_server.koopman.propagate import advance, each_stride
 from koopcast_server.koopman.spectrum import decompose
 
