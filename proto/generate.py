@@ -95,7 +95,9 @@ def main() -> int:
         changed = differences(fresh)
         if check:
             for name in changed:
-                print(f"generate: client/{PACKAGE}/{name} is not what proto/ says; run python proto/generate.py")
+                print(
+                    f"generate: client/{PACKAGE}/{name} is not what proto/ says; run python proto/generate.py"
+                )
             return 1 if changed else 0
         COMMITTED.mkdir(parents=True, exist_ok=True)
         for name in changed:

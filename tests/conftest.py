@@ -6,9 +6,9 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from services import RunningService, running_service
 
 import koopcast
+from services import RunningService, running_service
 
 
 @pytest.fixture(scope="module")

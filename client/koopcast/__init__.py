@@ -41,11 +41,13 @@ from koopcast.operator import Operator
 from koopcast.prediction import Block, Prediction
 from koopcast.status import JobStatus, Lease
 from koopcast.upload import PushResult
-from koopcast.version import VERSION as __version__
+from koopcast.version import VERSION
 from koopcast.wire import TensorSpec
 
 if TYPE_CHECKING:
     from koopcast.hook import Ahead, attach
+
+__version__ = VERSION
 
 __all__ = [
     "Ahead",

@@ -33,13 +33,17 @@ class _Incoming:
         if chunk.offset != self.filled or self.filled + len(data) > len(self.buffer):
             raise DataLoss("an answer's chunk does not follow the one before", offset=chunk.offset)
         if checksum(data) != chunk.crc32c:
-            raise DataLoss("an answer's chunk arrived changed: its checksum does not match", offset=chunk.offset)
+            raise DataLoss(
+                "an answer's chunk arrived changed: its checksum does not match", offset=chunk.offset
+            )
         self.buffer[self.filled : self.filled + len(data)] = np.frombuffer(data, np.uint8)
         self.filled += len(data)
 
     def values(self) -> npt.NDArray[np.floating[Any]]:
         if self.filled != len(self.buffer):
-            raise InternalError("the service ended an answer early", received=self.filled, expected=len(self.buffer))
+            raise InternalError(
+                "the service ended an answer early", received=self.filled, expected=len(self.buffer)
+            )
         return widen(self.buffer, self.dtype)
 
 

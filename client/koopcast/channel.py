@@ -160,7 +160,9 @@ def _check_target(target: str) -> None:
         return
     port = target.rpartition(":")[2]
     if not (port.isdecimal() and 0 < int(port) < 65536 and ":" in target):
-        raise ArgumentValueError(f'target must be "host:port" or "unix:/path", not {target!r}', field="target")
+        raise ArgumentValueError(
+            f'target must be "host:port" or "unix:/path", not {target!r}', field="target"
+        )
 
 
 def _check_token(token: str) -> str:

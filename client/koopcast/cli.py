@@ -23,7 +23,9 @@ def main() -> int:
 
 def _light(error: ImportError) -> int:
     if sys.argv[1:] == ["version"]:
-        sys.stdout.write(f"koopcast {VERSION} (protocol {PROTOCOL_VERSION}, Python {sys.version.split()[0]})\n")
+        sys.stdout.write(
+            f"koopcast {VERSION} (protocol {PROTOCOL_VERSION}, Python {sys.version.split()[0]})\n"
+        )
         return 0
     command = sys.argv[1] if len(sys.argv) > 1 else "koopcast"
     sys.stderr.write(

@@ -59,7 +59,9 @@ def connect(
         MissingExtra: `target` is None and the server is not installed.
     """
     if not timeout_seconds > 0:
-        raise ArgumentValueError(f"timeout_seconds must be > 0, not {timeout_seconds}", field="timeout_seconds")
+        raise ArgumentValueError(
+            f"timeout_seconds must be > 0, not {timeout_seconds}", field="timeout_seconds"
+        )
     embedded = acquire_embedded() if target is None else None
     token = token if token is not None else os.environ.get("KOOPCAST_TOKEN")
     address = embedded.target if embedded is not None else str(target)
@@ -72,7 +74,9 @@ def connect(
 class Client:
     """A connection to one service. Made by `connect`; a context manager; safe to use from several threads."""
 
-    def __init__(self, connection: Connection, timeout_seconds: float, embedded: EmbeddedService | None) -> None:
+    def __init__(
+        self, connection: Connection, timeout_seconds: float, embedded: EmbeddedService | None
+    ) -> None:
         """Hold a connection; use `connect`."""
         self._connection = connection
         self._timeout_seconds = timeout_seconds
@@ -87,7 +91,7 @@ class Client:
         """Address of the service."""
         return self._connection.target
 
-    def open_job(
+    def open_job(  # noqa: PLR0913  # named settings of the user's call
         self,
         name: str,
         tensors: Mapping[str, Any],
@@ -122,10 +126,14 @@ class Client:
             Unavailable, DeadlineExceeded, Unauthenticated, PermissionDenied: as their names say.
         """
         operator = Operator() if operator is None else operator
-        request = _open_request(name, tensors, stride, operator, if_exists, take_over, window_dtype, wire_dtype)
+        request = _open_request(
+            name, tensors, stride, operator, if_exists, window_dtype, wire_dtype, take_over=take_over
+        )
         layout = Layout({key: describe(key, array) for key, array in tensors.items()})
         timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
-        response = self._connection.call(lambda channel: job_pb2_grpc.JobServiceStub(channel).OpenJob, request, timeout)
+        response = self._connection.call(
+            lambda channel: job_pb2_grpc.JobServiceStub(channel).OpenJob, request, timeout
+        )
         job = Job(self._connection, response, request, layout, operator, self._timeout_seconds)
         with self._lock:
             self._jobs.add(job)
@@ -210,15 +218,16 @@ class Client:
             return min((job.lease_seconds for job in self._jobs), default=60.0) / 6
 
 
-def _open_request(
+def _open_request(  # noqa: PLR0913  # the same settings
     name: str,
     tensors: Mapping[str, Any],
     stride: int,
     operator: Operator,
     if_exists: str,
-    take_over: bool,
     window_dtype: str | None,
     wire_dtype: str | None,
+    *,
+    take_over: bool,
 ) -> job_pb2.OpenJobRequest:
     check_job_name(name)
     if not isinstance(tensors, Mapping) or not tensors:
@@ -236,7 +245,9 @@ def _open_request(
         )
     for field, dtype in (("window_dtype", window_dtype), ("wire_dtype", wire_dtype)):
         if dtype is not None and dtype not in ELEMENT_BYTES:
-            raise ArgumentValueError(f"{field} must be one of {', '.join(ELEMENT_BYTES)}, not {dtype!r}", field=field)
+            raise ArgumentValueError(
+                f"{field} must be one of {', '.join(ELEMENT_BYTES)}, not {dtype!r}", field=field
+            )
     spec = job_pb2.JobSpec(
         tensors=tensors_to_messages(specs),
         stride=stride,

@@ -194,7 +194,9 @@ class Job:
         if from_step is not None:
             _check_whole("from_step", from_step, 0)
         if operators is not None and not operators:
-            raise ArgumentValueError("operators must hold at least one Operator, or be None", field="operators")
+            raise ArgumentValueError(
+                "operators must hold at least one Operator, or be None", field="operators"
+            )
         request = prediction_pb2.PredictAheadRequest(
             job=self.name,
             lease_id=self._lease_id,
@@ -211,6 +213,7 @@ class Job:
     def report(
         self,
         prediction: Prediction | str,
+        *,
         accepted: bool,
         loss_before: float | None = None,
         loss_after: float | None = None,
@@ -264,7 +267,7 @@ class Job:
         )
         self._touch()
 
-    def close(self, keep: bool = False, timeout_seconds: float | None = None) -> None:
+    def close(self, *, keep: bool = False, timeout_seconds: float | None = None) -> None:
         """Gives the job up and frees its memory and name; does nothing the second time.
 
         Args:
@@ -296,7 +299,9 @@ class Job:
         """Close the job; after an exception keep it for the next writer, since the run may come back."""
         self.close(keep=kind is not None)
 
-    def _answers(self, request: prediction_pb2.PredictAheadRequest, deadline_seconds: float) -> list[Prediction]:
+    def _answers(
+        self, request: prediction_pb2.PredictAheadRequest, deadline_seconds: float
+    ) -> list[Prediction]:
         try:
             stub = prediction_pb2_grpc.PredictionServiceStub(self._connection.channel())
             answers = stub.PredictAhead(request, timeout=deadline_seconds, metadata=self._connection.metadata)
@@ -321,7 +326,9 @@ class Job:
                     reason="BASE_NOT_HELD",
                     step=step,
                 )
-            return layout.split(layout.unpack(last[2], storage_dtype([s.dtype for s in layout.specs.values()])))
+            return layout.split(
+                layout.unpack(last[2], storage_dtype([s.dtype for s in layout.specs.values()]))
+            )
 
         return lookup
 
@@ -346,7 +353,7 @@ def _check_whole(field: str, value: Any, least: int) -> None:
 
 
 def _check_finite(field: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) and not hasattr(value, "__float__"):
+    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
         raise ArgumentTypeError(f"{field} must be a number, not {value!r}", field=field)
     if not math.isfinite(value):
         raise ArgumentValueError(f"{field} must be finite, not {value}", field=field)

@@ -73,7 +73,9 @@ def tensors_from_messages(messages: Iterable[tensor_pb2.TensorSpec]) -> dict[str
                 field=name,
             )
         if message.HasField("shard") or message.node_of:
-            raise InvalidArgument(f"tensor {name!r}: this service does not implement shard and node_of", field=name)
+            raise InvalidArgument(
+                f"tensor {name!r}: this service does not implement shard and node_of", field=name
+            )
         specs[name] = TensorSpec(DTYPE_NAMES[message.dtype], tuple(message.shape))
     return specs
 
@@ -107,7 +109,9 @@ def operator_from_message(message: operator_pb2.OperatorSpec) -> Operator:
     }
     for field, is_set in reserved.items():
         if is_set:
-            raise InvalidArgument(f"this service does not implement the operator setting {field}", field=field)
+            raise InvalidArgument(
+                f"this service does not implement the operator setting {field}", field=field
+            )
     default = Operator()
     observable = _known("observable", message.observable, _OBSERVABLES, default.observable)
     partition = _known("partition", message.partition, _PARTITIONS, default.partition)

@@ -80,7 +80,9 @@ class Prediction:
     def weights(self) -> Tensors:
         """The last snapshot plus the displacement: name to array (float32 or float64). Computed on each access."""
         base = self._base()
-        return {name: base[name] + moved.astype(base[name].dtype) for name, moved in self.displacement.items()}
+        return {
+            name: base[name] + moved.astype(base[name].dtype) for name, moved in self.displacement.items()
+        }
 
 
 def block_from_message(message: operator_pb2.BlockReport) -> Block:
@@ -113,5 +115,7 @@ def block_to_message(block: Block) -> operator_pb2.BlockReport:
         backtest_steps=block.backtest_steps,
         moved=block.moved,
         extrapolated=block.extrapolated,
-        eigenvalues=[operator_pb2.Eigenvalue(real=value.real, imaginary=value.imag) for value in block.eigenvalues],
+        eigenvalues=[
+            operator_pb2.Eigenvalue(real=value.real, imaginary=value.imag) for value in block.eigenvalues
+        ],
     )

@@ -53,7 +53,9 @@ class Upload:
         self._limit = UNACKNOWLEDGED_BYTES
         self.bytes_sent = 0
 
-    def run(self, connection: Connection, metadata: tuple[tuple[str, str], ...], timeout_seconds: float) -> PushResult:
+    def run(
+        self, connection: Connection, metadata: tuple[tuple[str, str], ...], timeout_seconds: float
+    ) -> PushResult:
         """Sends the snapshot and waits for its result.
 
         Raises:

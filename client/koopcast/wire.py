@@ -156,7 +156,9 @@ class Layout:
         """Views of a flat array of `elements` values, by name, in their shapes."""
         return {
             name: flat[start:stop].reshape(spec.shape)
-            for (name, spec), (start, stop) in zip(self.specs.items(), pairwise(self.element_bounds), strict=True)
+            for (name, spec), (start, stop) in zip(
+                self.specs.items(), pairwise(self.element_bounds), strict=True
+            )
         }
 
     def unpack(self, packed: Bytes, dtype: str) -> Floats:
@@ -227,7 +229,9 @@ def _runs(specs: Any, bounds: Sequence[int]) -> Iterator[Run]:
     current: Run | None = None
     for spec, first_element in zip(specs, bounds, strict=False):
         if current is not None and current.dtype == spec.dtype:
-            current = Run(spec.dtype, current.first_byte, current.first_element, current.elements + spec.elements)
+            current = Run(
+                spec.dtype, current.first_byte, current.first_element, current.elements + spec.elements
+            )
             continue
         if current is not None:
             yield current
@@ -248,7 +252,9 @@ def _bits(name: str, array: Any) -> npt.NDArray[Any]:
     if isinstance(array, TensorSpec):
         raise ArgumentTypeError(f"tensor {name!r}: a spec holds no values to push", field=name)
     dense = np.ascontiguousarray(array)
-    return dense.view(np.uint16) if dense.dtype.name == "bfloat16" else dense.astype(_little(dense), copy=False)
+    return (
+        dense.view(np.uint16) if dense.dtype.name == "bfloat16" else dense.astype(_little(dense), copy=False)
+    )
 
 
 def _little(array: npt.NDArray[Any]) -> np.dtype[Any]:

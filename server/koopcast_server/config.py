@@ -33,7 +33,9 @@ def parse_bytes(text: object) -> int:
     match = _AMOUNT.fullmatch(str(text))
     unit = (_UNITS | _UNITS_DECIMAL).get(match[2].lower()) if match else None
     if match is None or unit is None:
-        raise ValueError(f'memory must be given like "8GiB", "500MB", a number of bytes, or "auto", not {text!r}')
+        raise ValueError(
+            f'memory must be given like "8GiB", "500MB", a number of bytes, or "auto", not {text!r}'
+        )
     return int(float(match[1]) * unit)
 
 

@@ -65,7 +65,9 @@ class Engine:
         self.waiting += 1
         try:
             async with self._places:
-                future = asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*args, **kwargs))
+                future = asyncio.get_running_loop().run_in_executor(
+                    self._pool, lambda: function(*args, **kwargs)
+                )
                 return await _finish(future)
         finally:
             self.waiting -= 1

@@ -187,7 +187,9 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotServiceServicer):
             if kind == "commit":
                 return
             if kind != "chunk":
-                raise InvalidArgument(f"this service takes no {kind or 'empty'} message here", field="message")
+                raise InvalidArgument(
+                    f"this service takes no {kind or 'empty'} message here", field="message"
+                )
             chunk = message.chunk
             await upload.land(chunk.offset, chunk.data, chunk.crc32c)
             if upload.received_bytes - acknowledged >= ACK_BYTES:
@@ -232,7 +234,11 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
         jobs = self._jobs
         jobs.refuse_when_draining()
         reader = not request.lease_id
-        job = jobs.get(request.job, caller()) if reader else jobs.written(request.job, caller(), request.lease_id)
+        job = (
+            jobs.get(request.job, caller())
+            if reader
+            else jobs.written(request.job, caller(), request.lease_id)
+        )
         operators = _operators_of(request, job)
         wire_dtype = _dtype_name(request.wire_dtype, "wire_dtype") or job.spec.wire_dtype
         async with job.device_lock:  # the ring must not turn while its snapshots are combined
@@ -254,7 +260,7 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
     ) -> prediction_pb2.ReportOutcomeResponse:
         """Notes what the trainer did with a prediction."""
         job = self._jobs.written(request.job, caller(), request.lease_id)
-        job.report_outcome(request.prediction_id, request.accepted)
+        job.report_outcome(request.prediction_id, accepted=request.accepted)
         self._metrics.jumps.labels("accepted" if request.accepted else "rejected").inc()
         return prediction_pb2.ReportOutcomeResponse(
             jumps_accepted=job.counters.jumps_accepted, jumps_rejected=job.counters.jumps_rejected
@@ -342,7 +348,9 @@ def _spec_from_message(message: job_pb2.JobSpec) -> JobSpec:
 
 def _identity_from_header(header: snapshot_pb2.SnapshotHeader, job: Job) -> SnapshotIdentity:
     if header.encoding not in _RAW or header.shard_index or header.resume:
-        raise InvalidArgument("this service takes whole, raw snapshots from their first byte", field="encoding")
+        raise InvalidArgument(
+            "this service takes whole, raw snapshots from their first byte", field="encoding"
+        )
     tensors = tensors_from_messages(header.tensors)
     if tuple(tensors.items()) != job.spec.tensors:
         raise InvalidArgument(_tensor_difference(tensors, job), field="tensors")
@@ -376,7 +384,9 @@ def _operators_of(request: prediction_pb2.PredictAheadRequest, job: Job) -> list
         )
     for horizon in request.horizons:
         if not (math.isfinite(horizon) and horizon > 0):
-            raise InvalidArgument(f"a horizon must be finite and > 0 trainer steps, not {horizon}", field="horizons")
+            raise InvalidArgument(
+                f"a horizon must be finite and > 0 trainer steps, not {horizon}", field="horizons"
+            )
     if len(request.operators) > _MAX_OPERATORS:
         raise InvalidArgument(f"at most {_MAX_OPERATORS} operators", field="operators", limit=_MAX_OPERATORS)
     if request.clock_intervals or request.coefficients_only or request.shard_index or request.modes:

@@ -19,7 +19,16 @@ from koopcast.errors import DataLoss, InvalidArgument
 from koopcast.operator import Operator
 from koopcast.prediction import Block
 from koopcast.window import Window
-from koopcast.wire import CHUNK_BYTES, ELEMENT_BYTES, Layout, TensorSpec, checksum, narrow, storage_dtype, widen
+from koopcast.wire import (
+    CHUNK_BYTES,
+    ELEMENT_BYTES,
+    Layout,
+    TensorSpec,
+    checksum,
+    narrow,
+    storage_dtype,
+    widen,
+)
 from koopcast_server.koopman import (
     OperatorSettings,
     Products,
@@ -127,7 +136,7 @@ class HeldWindow:
         else:
             spare.copy_(torch.from_numpy(values.astype(self._dtype)))
 
-    def publish(self, starts_segment: bool) -> None:
+    def publish(self, *, starts_segment: bool) -> None:
         """Makes the landed snapshot the newest one; empties the window first where it starts a segment."""
         if starts_segment:
             self._window.clear()

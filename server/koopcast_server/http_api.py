@@ -111,6 +111,7 @@ def create_app(jobs: Jobs, metrics: Metrics, identities: Identities) -> FastAPI:
         docs_url=None,  # the documentation pages of FastAPI load scripts from elsewhere
         redoc_url=None,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.parts = _Parts(jobs, metrics, _Readiness(jobs))
     app.include_router(_open)

@@ -146,7 +146,7 @@ class JobSummary(_Model):
     jumps_accepted: int = Field(ge=0, description="Jumps the trainer reported as accepted.")
     jumps_rejected: int = Field(ge=0, description="Jumps the trainer reported as rejected.")
     last_prediction_seconds: float | None = Field(
-        description="Time from the last prediction's request to its first report; null without. Unit: seconds."
+        description="From the last prediction's request to its first report; null without. Unit: seconds."
     )
     created: datetime = Field(description="When the job was made (UTC).")
     pushed: datetime | None = Field(

@@ -42,7 +42,9 @@ class HttpServer:
         self.address = address
 
     @classmethod
-    async def start(cls, address: str, parts: tuple[Jobs, Metrics, Identities], tls: tuple[Path, Path] | None) -> Self:
+    async def start(
+        cls, address: str, parts: tuple[Jobs, Metrics, Identities], tls: tuple[Path, Path] | None
+    ) -> Self:
         """Binds ``host:port`` and answers.
 
         Raises:

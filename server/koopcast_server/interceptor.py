@@ -40,7 +40,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Checks the token before a byte of the request is read, times the call, and turns errors into status.
 
     Attributes:
-        active: calls under way, health checks and reflection apart.
+        active: calls under way, health checks apart.
+        idle: set while there are none.
     """
 
     def __init__(self, identities: Identities, metrics: Metrics) -> None:
@@ -48,6 +49,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._identities = identities
         self._metrics = metrics
         self.active = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
 
     async def intercept_service(
         self,
@@ -64,7 +67,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return self._wrapped(handler, method, header)
 
     def _wrapped(self, handler: Any, method: str, authorization: str | None) -> Handler:
-        behavior = handler.stream_stream or handler.unary_stream or handler.stream_unary or handler.unary_unary
+        behavior = (
+            handler.stream_stream or handler.unary_stream or handler.stream_unary or handler.unary_unary
+        )
 
         async def single(request: Any, context: Context) -> Any:
             async with self._call(method, authorization, context):
@@ -93,6 +98,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         self.active += 1
+        self.idle.clear()
         failure: KoopcastError | None = None
         try:
             _caller.set(self._identities.of_header(authorization))
@@ -104,11 +110,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise
         except grpc.aio.AbortError:
             raise
-        except Exception as error:  # the border that protects the server's loop
+        except Exception as error:  # noqa: BLE001  # the border that protects the server's loop
             _log.exception("call failed", method=method)
             failure = InternalError(f"a fault of the service: {type(error).__name__}; please report it")
         finally:
             self.active -= 1
+            if not self.active:
+                self.idle.set()
             code = failure.code if failure is not None else code
             name = method.rpartition("/")[2]
             self._metrics.calls.labels(name, code.name).observe(time.perf_counter() - started)
@@ -124,11 +132,15 @@ async def abort(context: Context, error: KoopcastError) -> None:
 
 def status_of(error: KoopcastError) -> status_pb2.Status:
     """The google.rpc.Status of an error: an ErrorInfo, and a BadRequest where a field is at fault."""
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=_ERROR_DOMAIN, metadata=dict(error.details))
+    info = error_details_pb2.ErrorInfo(
+        reason=error.reason, domain=_ERROR_DOMAIN, metadata=dict(error.details)
+    )
     status = status_pb2.Status(code=error.code.value[0], message=str(error))
     status.details.append(_packed(info))
     if isinstance(error, InvalidArgument) and "field" in error.details:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.details["field"], description=str(error))
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.details["field"], description=str(error)
+        )
         status.details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
     return status
 

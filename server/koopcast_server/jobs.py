@@ -100,7 +100,7 @@ class Job:
         while len(self.predictions) > _REMEMBERED_PREDICTIONS:
             self.predictions.popitem(last=False)
 
-    def report_outcome(self, prediction_id: str, accepted: bool) -> None:
+    def report_outcome(self, prediction_id: str, *, accepted: bool) -> None:
         """Counts a jump; the same report again changes nothing.
 
         Raises:
@@ -187,7 +187,9 @@ class Jobs:
         draining: set when the service is about to stop: no new work is taken.
     """
 
-    def __init__(self, engine: Engine, memory_limit_bytes: int, lease_seconds: float, job_ttl_seconds: float) -> None:
+    def __init__(
+        self, engine: Engine, memory_limit_bytes: int, lease_seconds: float, job_ttl_seconds: float
+    ) -> None:
         """Begin with no jobs."""
         self.engine = engine
         self.memory_limit_bytes = memory_limit_bytes
@@ -225,7 +227,9 @@ class Jobs:
                 job=name,
             )
         if job.owner != owner:
-            raise PermissionDenied(f"job {name!r} belongs to another identity", reason="NOT_THE_OWNER", job=name)
+            raise PermissionDenied(
+                f"job {name!r} belongs to another identity", reason="NOT_THE_OWNER", job=name
+            )
         return job
 
     def written(self, name: str, owner: str, lease_id: str) -> Job:
@@ -244,7 +248,9 @@ class Jobs:
     def refuse_when_draining(self) -> None:
         """Raises Unavailable once the service is about to stop."""
         if self.draining:
-            raise Unavailable("the service is draining: it is about to stop and takes no new work", reason="DRAINING")
+            raise Unavailable(
+                "the service is draining: it is about to stop and takes no new work", reason="DRAINING"
+            )
 
     async def open(self, name: str, owner: str, spec: JobSpec, mode: OpenMode, holder: str) -> Opened:
         """Makes a job, resumes one, or replaces one.
@@ -279,7 +285,9 @@ class Jobs:
         except BaseException:
             self._reserved_bytes -= needed
             raise
-        job = Job(name, owner, spec, layout, window, needed, lease, digests=deque(maxlen=spec.operator.window))
+        job = Job(
+            name, owner, spec, layout, window, needed, lease, digests=deque(maxlen=spec.operator.window)
+        )
         self._jobs[name] = job
         return Opened(job, lease.grant(holder), resumed=False)
 
@@ -296,7 +304,9 @@ class Jobs:
     def expire(self) -> list[str]:
         """Closes jobs that had no writer for longer than the time to live; returns their names."""
         idle = [
-            job for job in self._jobs.values() if not job.lease.held and job.lease.idle_seconds > self.job_ttl_seconds
+            job
+            for job in self._jobs.values()
+            if not job.lease.held and job.lease.idle_seconds > self.job_ttl_seconds
         ]
         for job in idle:
             self.close(job)
@@ -305,7 +315,9 @@ class Jobs:
     def _refuse_taken(self, job: Job, owner: str, spec: JobSpec, mode: OpenMode) -> None:
         name = job.name
         if job.owner != owner:
-            raise PermissionDenied(f"job {name!r} belongs to another identity", reason="NOT_THE_OWNER", job=name)
+            raise PermissionDenied(
+                f"job {name!r} belongs to another identity", reason="NOT_THE_OWNER", job=name
+            )
         if mode.if_exists == "error":
             raise AlreadyExists(
                 f'job {name!r} exists; if_exists="resume" attaches to it, "replace" frees it',
@@ -348,5 +360,9 @@ def _difference(held: JobSpec, asked: JobSpec) -> str:
         ours, theirs = dict(held.tensors), dict(asked.tensors)
         changed = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
         return f"tensors differ: {', '.join(changed[:3])}" if changed else "tensors are in another order"
-    fields = [f for f in ("stride", "operator", "window_dtype", "wire_dtype") if getattr(held, f) != getattr(asked, f)]
+    fields = [
+        f
+        for f in ("stride", "operator", "window_dtype", "wire_dtype")
+        if getattr(held, f) != getattr(asked, f)
+    ]
     return "; ".join(f"{f} is {getattr(held, f)}, asked for {getattr(asked, f)}" for f in fields)

@@ -55,8 +55,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.snapshots = Counter("koopcast_snapshots", "Snapshots by outcome.", ("outcome",), registry=self.registry)
-        self.received_bytes = Counter("koopcast_received_bytes", "Snapshot bytes accepted.", registry=self.registry)
+        self.snapshots = Counter(
+            "koopcast_snapshots", "Snapshots by outcome.", ("outcome",), registry=self.registry
+        )
+        self.received_bytes = Counter(
+            "koopcast_received_bytes", "Snapshot bytes accepted.", registry=self.registry
+        )
         self.sent_bytes = Counter("koopcast_sent_bytes", "Displacement bytes sent.", registry=self.registry)
         self.predictions = Counter(
             "koopcast_predictions",

@@ -86,7 +86,7 @@ class Service:
         tokens = settings.tokens.get_secret_value() if settings.tokens is not None else None
         self._identities = Identities.from_sources(settings.token_file, tokens)
         self._tls = _tls_of(settings)
-        _refuse_open_doors(settings, self._tls is not None, self._identities.required)
+        _refuse_open_doors(settings, has_tls=self._tls is not None, has_tokens=self._identities.required)
         self.engine = Engine(settings.device, settings.workers, settings.computation_threads)
         limit = settings.memory_limit_bytes
         if limit == AUTO_MEMORY_LIMIT:
@@ -130,11 +130,11 @@ class Service:
         self.jobs.draining = True
         await self._health.enter_graceful_shutdown()
         _log.info("draining", open_calls=self._calls.active, seconds=self._settings.drain_seconds)
-        deadline = asyncio.get_running_loop().time() + self._settings.drain_seconds
-        while self._calls.active and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.02)
-        if self._calls.active:
-            _log.warning("open calls were cut", open_calls=self._calls.active)
+        try:
+            async with asyncio.timeout(self._settings.drain_seconds):
+                await self._calls.idle.wait()
+        except TimeoutError:
+            _log.warning("open calls are cut", open_calls=self._calls.active)
         await self._server.stop(_LAST_GRACE_SECONDS)
         for task in self._tasks:
             task.cancel()
@@ -197,7 +197,7 @@ def _tls_of(settings: Settings) -> _Tls | None:
     return _Tls(certificate, key)
 
 
-def _refuse_open_doors(settings: Settings, has_tls: bool, has_tokens: bool) -> None:
+def _refuse_open_doors(settings: Settings, *, has_tls: bool, has_tokens: bool) -> None:
     for option, address in (("--listen", settings.listen), ("--http", settings.http)):
         if address is None or is_local(address) or settings.insecure or (has_tls and has_tokens):
             continue

@@ -139,7 +139,9 @@ class Upload:
         """
         job, snapshot = self._job, self._snapshot
         if self.received_bytes != job.layout.nbytes:
-            raise InvalidArgument(f"commit after {self.received_bytes} of {job.layout.nbytes} bytes", field="commit")
+            raise InvalidArgument(
+                f"commit after {self.received_bytes} of {job.layout.nbytes} bytes", field="commit"
+            )
         if self._crc32c.to_bytes(4, "big") != snapshot.digest:
             raise DataLoss(
                 "the bytes do not match the header's digest; push the snapshot again",
@@ -148,8 +150,8 @@ class Upload:
         async with job.device_lock:
             self._check_current()
             starts_segment = snapshot.segment > job.segment
-            await self._engine.run(job.window.publish, starts_segment)
-            self._note(starts_segment)
+            await self._engine.run(job.window.publish, starts_segment=starts_segment)
+            self._note(starts_segment=starts_segment)
             return job.window.snapshots_held
 
     def end(self) -> None:
@@ -161,7 +163,7 @@ class Upload:
         self._job.window.land(offset, data, crc32c)
         self._crc32c = checksum(data, self._crc32c)
 
-    def _note(self, starts_segment: bool) -> None:
+    def _note(self, *, starts_segment: bool) -> None:
         job, snapshot = self._job, self._snapshot
         if starts_segment:
             job.digests.clear()

@@ -42,7 +42,9 @@ sys.stdin.read()
 def check_seconds(stub: health_pb2_grpc.HealthStub) -> float:
     """Duration of one health check."""
     started = time.perf_counter()
-    response = stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+    response: health_pb2.HealthCheckResponse = stub.Check(  # type: ignore[attr-defined]  # the stubs leave the methods out
+        health_pb2.HealthCheckRequest(), timeout=10
+    )
     if response.status != health_pb2.HealthCheckResponse.SERVING:
         raise RuntimeError("not serving")
     return time.perf_counter() - started
@@ -67,8 +69,16 @@ def main() -> int:
         idle_target = f"127.0.0.1:{idle.stdout.readline().strip()}"
         loads = [
             subprocess.Popen(
-                ["nice", sys.executable, str(TESTS / "bench" / "load.py"), service.target, "--prefix", f"load{number}",
-                 "--rounds", str(options.rounds)],
+                [
+                    "nice",
+                    sys.executable,
+                    str(TESTS / "bench" / "load.py"),
+                    service.target,
+                    "--prefix",
+                    f"load{number}",
+                    "--rounds",
+                    str(options.rounds),
+                ],
                 stdout=subprocess.PIPE,
                 text=True,
             )

@@ -18,10 +18,14 @@ STRIDE = 10
 def trajectory(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Fixed point and one decaying mode, float32."""
     generator = np.random.default_rng(seed)
-    return generator.standard_normal(size).astype(np.float32), generator.standard_normal(size).astype(np.float32)
+    return generator.standard_normal(size).astype(np.float32), generator.standard_normal(size).astype(
+        np.float32
+    )
 
 
-def run_job(target: str, name: str, size: int, rounds: int, report: dict[str, list[float]], failures: list[str]) -> None:
+def run_job(
+    target: str, name: str, size: int, rounds: int, report: dict[str, list[float]], failures: list[str]
+) -> None:
     """One trainer: pushes, and once its window holds three snapshots predicts after every push."""
     try:
         fixed, mode = trajectory(size, hash(name) % 2**32)
@@ -37,7 +41,9 @@ def run_job(target: str, name: str, size: int, rounds: int, report: dict[str, li
                     prediction = job.predict_ahead(2 * STRIDE)
                     report["predict"].append(time.perf_counter() - started)
                     truth = np.float32(0.9**index * (0.81 - 1)) * mode
-                    error = float(np.linalg.norm(prediction.displacement["w"] - truth) / np.linalg.norm(truth))
+                    error = float(
+                        np.linalg.norm(prediction.displacement["w"] - truth) / np.linalg.norm(truth)
+                    )
                     report["error"].append(error)
             job.close()
     except koopcast.KoopcastError as error:
@@ -58,7 +64,14 @@ def main() -> int:
     threads = [
         threading.Thread(
             target=run_job,
-            args=(options.target, f"{options.prefix}-{index}", options.size, options.rounds, report, failures),
+            args=(
+                options.target,
+                f"{options.prefix}-{index}",
+                options.size,
+                options.rounds,
+                report,
+                failures,
+            ),
         )
         for index in range(options.jobs)
     ]

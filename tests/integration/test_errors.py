@@ -10,14 +10,21 @@ from collections.abc import Callable, Iterator
 import grpc
 import numpy as np
 import pytest
-from linear import LinearTrajectory, relative_error
-from services import RunningService, free_port, running_service
 
 import koopcast
 import koopcast.channel
 import koopcast.messages
-from koopcast.v1 import job_pb2, job_pb2_grpc, prediction_pb2, prediction_pb2_grpc, snapshot_pb2, snapshot_pb2_grpc
+from koopcast.v1 import (
+    job_pb2,
+    job_pb2_grpc,
+    prediction_pb2,
+    prediction_pb2_grpc,
+    snapshot_pb2,
+    snapshot_pb2_grpc,
+)
 from koopcast.wire import checksum
+from linear import LinearTrajectory, relative_error
+from services import RunningService, free_port, running_service
 
 STRIDE = 10
 PATH = LinearTrajectory(300, seed=5)
@@ -67,12 +74,16 @@ def test_wrong_shape(job: koopcast.Job) -> None:
 
 
 def test_wrong_dtype(job: koopcast.Job) -> None:
-    with pytest.raises(koopcast.ArgumentValueError, match="'b' has dtype float32; the job was opened with float64"):
+    with pytest.raises(
+        koopcast.ArgumentValueError, match="'b' has dtype float32; the job was opened with float64"
+    ):
         job.push(120, changed(12, "b", snapshot(12)["b"].astype(np.float32)))
 
 
 def test_unknown_dtype(client: koopcast.Client, job: koopcast.Job) -> None:
-    with pytest.raises(koopcast.ArgumentValueError, match="'b' has dtype int64; koopcast takes float64, float32"):
+    with pytest.raises(
+        koopcast.ArgumentValueError, match="'b' has dtype int64; koopcast takes float64, float32"
+    ):
         job.push(120, changed(12, "b", np.arange(100)))
     with pytest.raises(koopcast.ArgumentValueError, match="complex128"):
         client.open_job("complex", {"x": np.ones(3, complex)}, stride=1)
@@ -92,7 +103,9 @@ def test_no_array(job: koopcast.Job) -> None:
 
 def test_step_backwards(job: koopcast.Job) -> None:
     job.push(120, snapshot(12))
-    with pytest.raises(koopcast.FailedPrecondition, match="newest snapshot of segment 1 is of step 120") as caught:
+    with pytest.raises(
+        koopcast.FailedPrecondition, match="newest snapshot of segment 1 is of step 120"
+    ) as caught:
         job.push(115, snapshot(11))
     assert caught.value.reason == "STEP_BACKWARDS"
 
@@ -137,8 +150,12 @@ def test_bad_name(client: koopcast.Client, job: koopcast.Job, name: str) -> None
         client.open_job(name, snapshot(0), stride=1)
 
 
-@pytest.mark.parametrize(("stride", "kind"), [(0, ValueError), (-5, ValueError), (1.5, TypeError), (True, TypeError)])
-def test_bad_stride(client: koopcast.Client, job: koopcast.Job, stride: object, kind: type[Exception]) -> None:
+@pytest.mark.parametrize(
+    ("stride", "kind"), [(0, ValueError), (-5, ValueError), (1.5, TypeError), (True, TypeError)]
+)
+def test_bad_stride(
+    client: koopcast.Client, job: koopcast.Job, stride: object, kind: type[Exception]
+) -> None:
     with pytest.raises(kind, match="stride must"):
         client.open_job("strides", snapshot(0), stride=stride)  # type: ignore[arg-type]  # what the test is about
 
@@ -160,9 +177,11 @@ def test_name_taken_with_another_spec(
     assert client.open_job(f"{job_name}-spec", snapshot(0), stride=STRIDE).resumed
 
 
-def test_live_lease(client: koopcast.Client, service: RunningService, job_name: str, job: koopcast.Job) -> None:
+def test_live_lease(
+    client: koopcast.Client, service: RunningService, job_name: str, job: koopcast.Job
+) -> None:
     with koopcast.connect(service.target) as other:
-        with pytest.raises(koopcast.AlreadyExists, match="has a writer .*lease expires in") as caught:
+        with pytest.raises(koopcast.AlreadyExists, match=r"has a writer .*lease expires in") as caught:
             other.open_job(job_name, snapshot(0), stride=STRIDE)
         assert caught.value.reason == "LIVE_LEASE"
         assert 0 < float(caught.value.details["expires_in_seconds"]) <= 60
@@ -175,14 +194,18 @@ def test_live_lease(client: koopcast.Client, service: RunningService, job_name: 
 def test_too_few_snapshots(client: koopcast.Client, job_name: str, job: koopcast.Job) -> None:
     fresh = client.open_job(f"{job_name}-fresh", snapshot(0), stride=STRIDE)
     for index in range(3):
-        with pytest.raises(koopcast.FailedPrecondition, match=f"holds {index} snapshots; .* needs 3") as caught:
+        with pytest.raises(
+            koopcast.FailedPrecondition, match=f"holds {index} snapshots; .* needs 3"
+        ) as caught:
             fresh.predict_ahead(10)
         assert (caught.value.details["held"], caught.value.details["needed"]) == (str(index), "3")
         fresh.push(STRIDE * index, snapshot(index))
     assert fresh.predict_ahead(10).base_step == 20
 
 
-@pytest.mark.parametrize("horizon", [0, -1, float("nan"), float("inf"), "10", None, True, [], [10, 0], [10, None]])
+@pytest.mark.parametrize(
+    "horizon", [0, -1, float("nan"), float("inf"), "10", None, True, [], [10, 0], [10, None]]
+)
 def test_bad_horizon(job: koopcast.Job, horizon: object) -> None:
     with pytest.raises(koopcast.InvalidArgument, match="horizon") as caught:
         job.predict_ahead(horizon)  # type: ignore[call-overload]  # what the test is about
@@ -190,7 +213,9 @@ def test_bad_horizon(job: koopcast.Job, horizon: object) -> None:
 
 
 def test_from_step_in_the_past(job: koopcast.Job) -> None:
-    with pytest.raises(koopcast.InvalidArgument, match="from_step 100 lies before the last snapshot, step 110"):
+    with pytest.raises(
+        koopcast.InvalidArgument, match="from_step 100 lies before the last snapshot, step 110"
+    ):
         job.predict_ahead(10, from_step=100)
 
 
@@ -215,7 +240,9 @@ def test_over_the_memory_limit_is_refused_when_the_job_opens(
         client.open_job(f"{job_name}-huge", absurd, stride=1)
 
 
-def test_a_replacement_that_does_not_fit_costs_nothing(client: koopcast.Client, job_name: str, job: koopcast.Job) -> None:
+def test_a_replacement_that_does_not_fit_costs_nothing(
+    client: koopcast.Client, job_name: str, job: koopcast.Job
+) -> None:
     kept = client.open_job(f"{job_name}-kept", snapshot(0), stride=STRIDE)
     kept.push(0, snapshot(0))
     kept.close(keep=True)
@@ -245,7 +272,9 @@ def test_deadline(service: RunningService, client: koopcast.Client, job: koopcas
         service.resume()
 
 
-def test_calls_after_close(client: koopcast.Client, service: RunningService, job_name: str, job: koopcast.Job) -> None:
+def test_calls_after_close(
+    client: koopcast.Client, service: RunningService, job_name: str, job: koopcast.Job
+) -> None:
     other = koopcast.connect(service.target)
     its_job = other.open_job(f"{job_name}-closed", snapshot(0), stride=STRIDE)
     its_job.close()
@@ -258,7 +287,10 @@ def test_calls_after_close(client: koopcast.Client, service: RunningService, job
 
 def test_draining() -> None:
     """While an upload is under way SIGTERM refuses new work, precisely, and lets the upload end."""
-    with running_service("--drain-seconds", "20", "--http", "off") as service, koopcast.connect(service.target) as client:
+    with (
+        running_service("--drain-seconds", "20", "--http", "off") as service,
+        koopcast.connect(service.target) as client,
+    ):
         job = client.open_job("draining", snapshot(0), stride=STRIDE)
         with grpc.insecure_channel(service.target) as channel:
             stub = snapshot_pb2_grpc.SnapshotServiceStub(channel)
@@ -298,7 +330,9 @@ class Requests:
             yield message
 
 
-def raw_upload(job: koopcast.Job, tensors: dict[str, np.ndarray], step: int) -> list[snapshot_pb2.PushSnapshotRequest]:
+def raw_upload(
+    job: koopcast.Job, tensors: dict[str, np.ndarray], step: int
+) -> list[snapshot_pb2.PushSnapshotRequest]:
     """The three messages of a small upload, for tests that break them."""
     layout = job._layout
     data = layout.pack(tensors).tobytes()
@@ -381,7 +415,11 @@ def foreign_lease(messages: list[snapshot_pb2.PushSnapshotRequest]) -> None:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_broken_uploads_cost_nothing(
-    service: RunningService, job: koopcast.Job, breaks: Break, expected: type[koopcast.KoopcastError], words: str
+    service: RunningService,
+    job: koopcast.Job,
+    breaks: Break,
+    expected: type[koopcast.KoopcastError],
+    words: str,
 ) -> None:
     messages = raw_upload(job, snapshot(12), 120)
     breaks(messages)
@@ -397,7 +435,9 @@ def test_broken_uploads_cost_nothing(
 
 
 @pytest.mark.parametrize("horizons", [[], [0.0], [-1.0], [float("nan")], [float("inf")], [1.0] * 65])
-def test_the_service_checks_horizons_itself(service: RunningService, job: koopcast.Job, horizons: list[float]) -> None:
+def test_the_service_checks_horizons_itself(
+    service: RunningService, job: koopcast.Job, horizons: list[float]
+) -> None:
     with grpc.insecure_channel(service.target) as channel:
         stub = prediction_pb2_grpc.PredictionServiceStub(channel)
         with pytest.raises(grpc.RpcError) as caught:
@@ -425,7 +465,13 @@ def reserved_specs() -> Iterator[job_pb2.JobSpec]:
         changed_spec = spec()
         setattr(changed_spec.operator, field, value)
         yield changed_spec
-    for field, value in (("window_holder", 2), ("shard_count", 2), ("encoding", 2), ("stride", 0), ("window_dtype", 99)):
+    for field, value in (
+        ("window_holder", 2),
+        ("shard_count", 2),
+        ("encoding", 2),
+        ("stride", 0),
+        ("window_dtype", 99),
+    ):
         changed_spec = spec()
         setattr(changed_spec, field, value)
         yield changed_spec
@@ -452,7 +498,13 @@ def test_specs_that_are_wrong_or_reserved_are_refused(service: RunningService, s
 
 @pytest.mark.parametrize(
     ("target", "kind"),
-    [("nowhere", ValueError), ("host:", ValueError), ("host:99999", ValueError), (7, TypeError), ("10.0.0.1:1", ValueError)],
+    [
+        ("nowhere", ValueError),
+        ("host:", ValueError),
+        ("host:99999", ValueError),
+        (7, TypeError),
+        ("10.0.0.1:1", ValueError),
+    ],
 )
 def test_bad_targets(target: object, kind: type[Exception]) -> None:
     with pytest.raises(kind):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
-from linear import LinearTrajectory, relative_error
-from services import RunningService
 
 import koopcast
+from linear import LinearTrajectory, relative_error
+from services import RunningService
 
 STRIDE = 10
 SIZE = 600
@@ -25,18 +27,20 @@ def snapshot(path: LinearTrajectory, index: int) -> dict[str, np.ndarray]:
     return {"layer.weight": weights[:500].reshape(20, 25), "layer.bias": weights[500:]}
 
 
-def filled(client: koopcast.Client, name: str, path: LinearTrajectory, **settings: object) -> koopcast.Job:
+def filled(client: koopcast.Client, name: str, path: LinearTrajectory, **settings: Any) -> koopcast.Job:
     job = client.open_job(name, snapshot(path, 0), stride=STRIDE, **settings)
     for index in range(job.operator.window):
         job.push(STRIDE * index, snapshot(path, index))
     return job
 
 
-def flat(tensors: object) -> np.ndarray:
+def flat(tensors: Mapping[str, Any]) -> np.ndarray:
     return np.concatenate([np.ravel(tensors["layer.weight"]), np.ravel(tensors["layer.bias"])])
 
 
-def test_predicts_the_future_of_a_linear_system(client: koopcast.Client, job_name: str, path: LinearTrajectory) -> None:
+def test_predicts_the_future_of_a_linear_system(
+    client: koopcast.Client, job_name: str, path: LinearTrajectory
+) -> None:
     job = filled(client, job_name, path)
     prediction = job.predict_ahead(5 * STRIDE)
     assert prediction.moved
@@ -52,7 +56,9 @@ def test_predicts_the_future_of_a_linear_system(client: koopcast.Client, job_nam
     assert not job.predict_ahead(2 * STRIDE).blocks[0].extrapolated
 
 
-def test_a_list_of_horizons_is_answered_in_order(client: koopcast.Client, job_name: str, path: LinearTrajectory) -> None:
+def test_a_list_of_horizons_is_answered_in_order(
+    client: koopcast.Client, job_name: str, path: LinearTrajectory
+) -> None:
     job = filled(client, job_name, path)
     predictions = job.predict_ahead([40, 10, 25])
     assert [prediction.steps for prediction in predictions] == [40, 10, 25]
@@ -88,7 +94,10 @@ def test_an_averaged_window_is_answered_for_the_step_not_for_the_average(
     """The mean of the last three snapshots' steps stands one snapshot earlier; the answer starts at the step."""
     job = client.open_job(job_name, snapshot(path, 0), stride=1, operator=koopcast.Operator(ridge=0.0))
     for index in range(2, 14):
-        mean = {key: np.mean([snapshot(path, index - lag)[key] for lag in range(3)], axis=0) for key in snapshot(path, 0)}
+        mean = {
+            key: np.mean([snapshot(path, index - lag)[key] for lag in range(3)], axis=0)
+            for key in snapshot(path, 0)
+        }
         job.push(index, mean, averaging=3)
     truth = np.mean([path.displacement(13 + lag, 18 + lag) for lag in (-1, 0, 1)], axis=0)
     prediction = job.predict_ahead(5)
@@ -107,25 +116,29 @@ def test_tensor_partition_reports_one_block_a_tensor(
     assert relative_error(flat(prediction.displacement), path.displacement(11, 12)) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
-def test_every_numpy_dtype_travels(client: koopcast.Client, job_name: str, dtype: type, path: LinearTrajectory) -> None:
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_every_numpy_dtype_travels(
+    client: koopcast.Client, job_name: str, dtype: str, path: LinearTrajectory
+) -> None:
     def typed(index: int) -> dict[str, np.ndarray]:
         return {key: array.astype(dtype) for key, array in snapshot(path, index).items()}
 
     job = client.open_job(job_name, typed(0), stride=STRIDE)
     for index in range(12):
         job.push(STRIDE * index, typed(index))
-    expected = np.float64 if dtype is np.float64 else np.float32
+    expected = np.float64 if dtype == "float64" else np.float32
     prediction = job.predict_ahead(10)
     assert prediction.displacement["layer.bias"].dtype == expected
-    tolerance = {np.float64: 1e-6, np.float32: 1e-5, np.float16: 0.2}[dtype]
+    tolerance = {"float64": 1e-6, "float32": 1e-5, "float16": 0.2}[dtype]
     assert relative_error(flat(prediction.displacement), path.displacement(11, 12)) < tolerance
 
 
-def test_mixed_dtypes_and_bfloat16_travel(client: koopcast.Client, job_name: str, path: LinearTrajectory) -> None:
+def test_mixed_dtypes_and_bfloat16_travel(
+    client: koopcast.Client, job_name: str, path: LinearTrajectory
+) -> None:
     torch = pytest.importorskip("torch")
 
-    def mixed(index: int) -> dict[str, object]:
+    def mixed(index: int) -> dict[str, Any]:
         weights = torch.from_numpy(path.at(index))
         return {
             "half": weights[:33].to(torch.bfloat16),
@@ -144,7 +157,9 @@ def test_mixed_dtypes_and_bfloat16_travel(client: koopcast.Client, job_name: str
     assert relative_error(prediction.displacement["double"], path.displacement(11, 12)[102:]) < 0.02
 
 
-def test_wire_dtype_bounds_what_an_answer_costs(client: koopcast.Client, job_name: str, path: LinearTrajectory) -> None:
+def test_wire_dtype_bounds_what_an_answer_costs(
+    client: koopcast.Client, job_name: str, path: LinearTrajectory
+) -> None:
     job = filled(client, job_name, path, wire_dtype="bfloat16")
     prediction = job.predict_ahead(10)
     assert job.bytes_received == 2 * SIZE
@@ -152,7 +167,9 @@ def test_wire_dtype_bounds_what_an_answer_costs(client: koopcast.Client, job_nam
     assert relative_error(flat(prediction.displacement), path.displacement(11, 12)) < 4e-3
 
 
-def test_the_same_snapshot_again_is_a_no_op(client: koopcast.Client, job_name: str, path: LinearTrajectory) -> None:
+def test_the_same_snapshot_again_is_a_no_op(
+    client: koopcast.Client, job_name: str, path: LinearTrajectory
+) -> None:
     job = client.open_job(job_name, snapshot(path, 0), stride=STRIDE)
     assert job.push(0, snapshot(path, 0)).outcome == "accepted"
     assert job.push(0, snapshot(path, 0)) == koopcast.PushResult("duplicate", 1)
@@ -217,7 +234,9 @@ def test_outcomes_are_counted_once(client: koopcast.Client, job_name: str, path:
     assert (status.jumps_accepted, status.jumps_rejected, status.predictions) == (1, 1, 2)
 
 
-def test_status_tells_what_the_job_is_and_does(client: koopcast.Client, job_name: str, path: LinearTrajectory) -> None:
+def test_status_tells_what_the_job_is_and_does(
+    client: koopcast.Client, job_name: str, path: LinearTrajectory
+) -> None:
     job = filled(client, job_name, path)
     job.predict_ahead(10)
     status = job.status()
@@ -242,7 +261,9 @@ def test_close_frees_name_and_memory(client: koopcast.Client, job_name: str, pat
     assert not client.open_job(job_name, snapshot(path, 0), stride=STRIDE + 1).resumed
 
 
-def test_push_does_not_alias_the_caller(client: koopcast.Client, job_name: str, path: LinearTrajectory) -> None:
+def test_push_does_not_alias_the_caller(
+    client: koopcast.Client, job_name: str, path: LinearTrajectory
+) -> None:
     job = client.open_job(job_name, snapshot(path, 0), stride=STRIDE)
     buffer = snapshot(path, 0)
     for index in range(12):
@@ -255,7 +276,9 @@ def test_push_does_not_alias_the_caller(client: koopcast.Client, job_name: str, 
     assert np.isfinite(prediction.weights["layer.bias"]).all()
 
 
-def test_a_job_may_be_used_from_several_threads(client: koopcast.Client, job_name: str, path: LinearTrajectory) -> None:
+def test_a_job_may_be_used_from_several_threads(
+    client: koopcast.Client, job_name: str, path: LinearTrajectory
+) -> None:
     job = filled(client, job_name, path)
     failures: list[BaseException] = []
 
@@ -277,7 +300,9 @@ def test_a_job_may_be_used_from_several_threads(client: koopcast.Client, job_nam
     assert job.status().step == 290
 
 
-def test_state_observable_predicts_too(client: koopcast.Client, job_name: str, path: LinearTrajectory) -> None:
+def test_state_observable_predicts_too(
+    client: koopcast.Client, job_name: str, path: LinearTrajectory
+) -> None:
     operator = koopcast.Operator(observable="state", rank=4, ridge=0.0)
     job = filled(client, job_name, path, operator=operator)
     prediction = job.predict_ahead(20)

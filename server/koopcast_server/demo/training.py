@@ -107,7 +107,12 @@ def train(task: Task, learning_rate: float, seed: int, target: str | None, progr
         _loop(run, task, model, optimizer, schedule, lambda: 0, progress)
     else:
         with koopcast.attach(
-            model, optimizer, target=target, job=f"demo-seed-{seed}", probe=lambda: task.loss(model)
+            model,
+            optimizer,
+            target=target,
+            job=f"demo-seed-{seed}",
+            probe=lambda: task.loss(model),
+            average=True,
         ) as ahead:
             _loop(run, task, model, optimizer, schedule, lambda: ahead.stats().probe_evaluations, progress)
             run.stats = ahead.stats()
@@ -138,7 +143,7 @@ def _loop(
         progress(counted, value)
         if counted >= BUDGET_STEPS or run.optimizer_steps >= BUDGET_STEPS:
             return
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
         schedule.step()
         run.optimizer_steps += 1

@@ -214,10 +214,12 @@ async function loop() {
 }
 
 addEventListener("hashchange", async () => {
+  const left = shown;
   block = null;
   await showJob(pickedJob()).catch((error) => say(error.message));
   await loop();
-  if (shown !== null) byId("job-title").focus({ preventScroll: false });
+  if (shown !== null) byId("job-title").focus();
+  else [...byId("job-rows").querySelectorAll("button")].find((button) => button.dataset.key === left)?.focus();
 });
 document.addEventListener("visibilitychange", loop);
 byId("close").addEventListener("click", () => pick(pickedJob()));
