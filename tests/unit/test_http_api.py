@@ -1,4 +1,4 @@
-"""The HTTP API over its application: readiness, undefined numbers, identities, the document, the page."""
+"""The HTTP API over its application: readiness, undefined numbers, errors, identities, metrics."""
 
 from __future__ import annotations
 
@@ -6,31 +6,25 @@ import asyncio
 import base64
 import json
 import math
-import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
 
-import koopcast_server
 from koopcast.errors import KoopcastError, LeaseLost, ResourceExhausted
-from koopcast.operator import Operator
 from koopcast.prediction import Block
-from koopcast.wire import TensorSpec
 from koopcast_server import http_api
 from koopcast_server.engine import Engine
 from koopcast_server.http_guard import OPEN_PATHS, problem
-from koopcast_server.http_models import BlockModel, Health, JobDetail, JobList, Problem
+from koopcast_server.http_models import BlockModel, Health, JobDetail, JobList
 from koopcast_server.identity import Identities
-from koopcast_server.jobs import Jobs, JobSpec, OpenMode
+from koopcast_server.jobs import Jobs
 from koopcast_server.metrics import Metrics
+from web import get, open_job, problem_of
 
-STATIC = Path(koopcast_server.__file__).parent / "static"
 ADA, BOB = "ada-token-0123456789", "bob-token-0123456789"
-SPEC = JobSpec((("w", TensorSpec("float32", (4,))),), 1, Operator(), "float32", "float32")
 
 
 @pytest.fixture
@@ -43,29 +37,6 @@ def engine() -> Iterator[Engine]:
 @pytest.fixture
 def jobs(engine: Engine) -> Jobs:
     return Jobs(engine, memory_limit_bytes=1 << 20, lease_seconds=60.0, job_ttl_seconds=3600.0)
-
-
-def open_job(jobs: Jobs, name: str, owner: str = "anonymous") -> None:
-    asyncio.run(jobs.open(name, owner, SPEC, OpenMode("error", take_over=False), "test"))
-
-
-def get(jobs: Jobs, path: str, tokens: str | None = None, **options: Any) -> httpx.Response:
-    """One request to the application, without a network."""
-    app = http_api.create_app(jobs, Metrics(jobs), Identities(tokens))
-
-    async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.request(options.pop("method", "GET"), path, **options)
-
-    return asyncio.run(send())
-
-
-def problem_of(response: httpx.Response) -> Problem:
-    assert response.headers["content-type"] == "application/problem+json"
-    found = Problem.model_validate_json(response.content)
-    assert found.status == response.status_code
-    return found
 
 
 def test_readiness_follows_the_device(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,23 +253,6 @@ def test_callers_see_only_their_own_jobs(jobs: Jobs) -> None:
     assert "hers" not in get(jobs, "/metrics", TOKENS, headers=headers).text
 
 
-def test_the_document_is_whole(jobs: Jobs) -> None:
-    document = get(jobs, "/openapi.json").json()
-    assert document["openapi"].startswith("3.1")
-    references = re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(document))
-    schemas = document["components"]["schemas"]
-    assert set(references) <= set(schemas)
-    assert all(
-        "description" in field for schema in schemas.values() for field in schema["properties"].values()
-    )
-    operations = {path: item["get"] for path, item in document["paths"].items()}
-    expected = {"/livez", "/readyz", "/healthz", "/metrics", "/version", "/v1/jobs", "/v1/jobs/{job}"}
-    assert set(operations) == expected
-    assert {path for path, operation in operations.items() if "security" not in operation} == OPEN_PATHS
-    assert len({operation["operationId"] for operation in operations.values()}) == len(operations)
-    assert all("422" not in operation["responses"] for operation in operations.values())
-
-
 def test_metrics_speak_both_formats(jobs: Jobs) -> None:
     plain = get(jobs, "/metrics")
     assert plain.headers["content-type"].startswith("text/plain; version=")
@@ -311,28 +265,3 @@ def test_version(jobs: Jobs) -> None:
     found = get(jobs, "/version").json()
     assert found["torch"] == torch.__version__
     assert found["protocol_version"] >= 1
-
-
-def test_the_page_is_served_with_everything_it_needs(jobs: Jobs) -> None:
-    page = get(jobs, "/")
-    assert page.headers["content-type"] == "text/html; charset=utf-8"
-    assert page.headers["content-security-policy"].startswith("default-src 'self';")
-    assert page.headers["x-content-type-options"] == "nosniff"
-    scripts = {path.name: path.read_text("utf-8") for path in STATIC.glob("*.js")}
-    needed = set(re.findall(r'(?:href|src)="(/static/[^"]+)"', page.text))
-    needed |= {
-        f"/static/{name}" for code in scripts.values() for name in re.findall(r'from "\./([^"]+)"', code)
-    }
-    assert needed == {f"/static/{path.name}" for path in STATIC.iterdir()} - {"/static/index.html"}
-    assert {get(jobs, path).status_code for path in needed} == {200}
-    used = {name for code in scripts.values() for name in re.findall(r'byId\("([\w-]+)"\)', code)}
-    assert used <= set(re.findall(r'id="([\w-]+)"', page.text))
-
-
-@pytest.mark.parametrize("path", sorted(STATIC.iterdir()), ids=lambda path: path.name)
-def test_the_page_loads_nothing_from_elsewhere_and_builds_no_markup(path: Path) -> None:
-    text = path.read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
-    assert not re.search(r"https?:|[\"'(]//|@import|data:", text)
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|\son\w+=", text)
-    if path.suffix == ".html":
-        assert not re.search(r"<style|\sstyle=|<script(?![^>]*\ssrc=)", text)
