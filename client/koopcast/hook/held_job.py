@@ -72,6 +72,7 @@ class HeldJob:
         self._counters = counters
         self._job: Job | None = None
         self._fresh = False
+        self._used_segment = 0
         self._newest: tuple[int, int] | None = None  # segment and step of the newest snapshot
         self._bytes_before = (0, 0)
 
@@ -102,9 +103,10 @@ class HeldJob:
         """Push a snapshot."""
         job = self._opened()
         snapshot.buffer.wait()
-        if snapshot.fresh or self._fresh:
+        if (snapshot.fresh or self._fresh) and job.segment == self._used_segment:
             job.start_segment()
-            self._fresh = False
+        self._fresh = False
+        self._used_segment = job.segment
         try:
             result = job.push(
                 snapshot.step,
@@ -170,6 +172,7 @@ class HeldJob:
         sent, received = self._bytes_before
         self._bytes_before = (sent + job.bytes_sent, received + job.bytes_received)
         self._job = None
+        self._used_segment = 0
 
     def _count_bytes(self, job: Job) -> None:
         sent, received = self._bytes_before

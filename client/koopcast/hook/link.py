@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from koopcast.client import Client
@@ -105,15 +106,15 @@ class Link:
 
     def _run(self) -> None:
         while not self._stopping:
-            try:
-                if self._up:
-                    self._serve_next()
-                else:
-                    self._recover()
-            except Exception as error:  # noqa: BLE001  # the border: a fault in here must not end the thread unseen
-                self._lose(error)
-                self._pause()
-        self._leave()
+            self._guarded(self._serve_next if self._up else self._recover)
+        self._guarded(self._leave)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001  # the border: a fault in here must not end the thread unseen
+            self._lose(error)
+            self._pause()
 
     def _serve_next(self) -> None:
         with self._changed:
