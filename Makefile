@@ -11,7 +11,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(TORCH)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-# Only errors: where an index does not answer pip goes on to the others, and says so only if it then finds nothing.
 INSTALL := $(PIP) install --quiet --quiet --no-deps
 TORCH_PIN = $$(grep '^torch==' requirements.lock)
 
@@ -69,7 +68,7 @@ clean:  ## remove what can be made again, the environments included
 # index; to the lock it is then satisfied. A CUDA build brings the packages it needs, which it names exactly.
 $(STAMP): requirements.lock pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	    echo "setup: koopcast needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || :)." \
+	    echo "setup: koopcast needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1 | head -n 1 || :)." \
 	         "Name another: make setup PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "setup: $(PYTHON) cannot make virtual environments, its venv module is missing." \
@@ -89,6 +88,10 @@ $(STAMP): requirements.lock pyproject.toml Makefile
 	@echo 'setup: done'
 
 OTHER_TORCH = $(if $(filter cpu,$(TORCH)),cuda,cpu)
-INSTALL_TORCH_cpu = $(INSTALL) --retries 2 --timeout 15 --index-url $(TORCH_INDEX) $(TORCH_PIN)
+# Tried quickly first: where the index cannot be reached, pip may have a wheel from elsewhere (PIP_FIND_LINKS), and its
+# warnings would be noise. If that fails, again with patience and with what pip has to say.
+INSTALL_TORCH_cpu = { \
+    $(INSTALL) --retries 0 --index-url $(TORCH_INDEX) $(TORCH_PIN) 2>/dev/null \
+    || $(INSTALL) --retries 3 --index-url $(TORCH_INDEX) $(TORCH_PIN); }
 INSTALL_TORCH_cuda = $(PIP) install --constraint requirements.lock \
     $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH_PIN)
