@@ -33,7 +33,7 @@ class Operator:
             2020, section 3).
         partition: ``"network"``, one operator for all parameters, or ``"tensor"``, one for each tensor.
         window: weight snapshots held, 3 (velocity) or 2 (state) to 64.
-        rank: ``"auto"`` (energy 0.9999, at most half the window), ``"energy"`` (see `energy`), or a number of
+        rank: ``"auto"`` (energy 1 - 1e-8, at most half the window), ``"energy"`` (see `energy`), or a number of
             modes.
         energy: with ``rank="energy"``, the share of the squared singular values that is kept, in (0, 1].
         ridge: Tikhonov ridge as a fraction of the window's largest singular value, >= 0.
@@ -48,7 +48,7 @@ class Operator:
     window: int = 12
     rank: Rank = "auto"
     energy: float = 0.9999
-    ridge: float = 1e-4
+    ridge: float = 1e-6
     stabilize: bool = True
 
     def __post_init__(self) -> None:

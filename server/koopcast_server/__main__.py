@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 import koopcast
 from koopcast.version import PROTOCOL_VERSION, VERSION
@@ -33,6 +33,8 @@ app = typer.Typer(
 )
 
 _EXIT_USAGE = 2
+_PIPE_COLUMNS = 200
+"""Width of a table that no terminal shows."""
 _SWITCH_SECONDS = 0.0005
 """How long a worker may keep the interpreter from the event loop; Python's default of 5 ms adds up over workers."""
 
@@ -132,7 +134,7 @@ def jobs(
             statuses = client.jobs()
     except koopcast.KoopcastError as error:
         _fail(str(error), status=1)
-    table = Table("job", "step", "snapshots", "parameters", "memory", "jumps", "writer", "last push")
+    table = Table(Column("job", no_wrap=True), "step", "snapshots", "parameters", "memory", "jumps", "writer", "last push")
     for status in statuses:
         table.add_row(
             status.name,
@@ -146,7 +148,8 @@ def jobs(
             if status.pushed is None
             else f"{(datetime.now(UTC) - status.pushed).total_seconds():.0f} s ago",
         )
-    Console().print(table if statuses else f"no jobs at {target}")
+    console = Console() if sys.stdout.isatty() else Console(width=_PIPE_COLUMNS)
+    console.print(table if statuses else f"no jobs at {target}")
 
 
 @app.command()

@@ -82,7 +82,11 @@ class Engine:
         Raises:
             RuntimeError, TimeoutError: it does not.
         """
-        total = await asyncio.wait_for(self.run(_sum_on, self.device), _CHECK_SECONDS)
+        summing = asyncio.ensure_future(self.run(_sum_on, self.device))
+        done, _ = await asyncio.wait({summing}, timeout=_CHECK_SECONDS)
+        if not done:  # not cancelled: `run` would wait for the thread all the same
+            raise TimeoutError(f"no worker answered within {_CHECK_SECONDS:.0f} s")
+        total = summing.result()
         if total != 3.0:
             raise RuntimeError(f"the device {self.device} computes 1 + 2 = {total}")
 

@@ -199,8 +199,7 @@ class HeldWindow:
         return self._dtype
 
     def _products(self) -> Products:
-        products = self._window.products()
-        return Products(products.velocity_gram, products.velocity_dot_last, products.last_squared)
+        return Products(*self._window.products())
 
     def _refuse_non_finite(self, values: npt.NDArray[Any], first_element: int) -> None:
         finite = np.isfinite(values)

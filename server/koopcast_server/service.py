@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ _SERVICE_NAMES: Final = tuple(
         (prediction_pb2, "PredictionService"),
     )
 )
+_ADDRESS: Final = re.compile(r"unix:.+|(\[[0-9a-fA-F:.]+\]|[^:\s]+):\d{1,5}")
 _EXPIRY_SECONDS: Final = 5.0
 _LAST_GRACE_SECONDS: Final = 0.5
 
@@ -199,6 +201,8 @@ def _tls_of(settings: Settings) -> _Tls | None:
 
 def _refuse_open_doors(settings: Settings, *, has_tls: bool, has_tokens: bool) -> None:
     for option, address in (("--listen", settings.listen), ("--http", settings.http)):
+        if address is not None and not _ADDRESS.fullmatch(address):
+            raise StartupError(f"{option} takes host:port (or, for gRPC, unix:/path), not {address!r}")
         if address is None or is_local(address) or settings.insecure or (has_tls and has_tokens):
             continue
         missing = [

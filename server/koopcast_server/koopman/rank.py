@@ -12,8 +12,9 @@ from koopcast_server.koopman.settings import OperatorSettings
 
 __all__ = ["AUTO_ENERGY", "auto_rank", "choose_rank", "energy_rank", "numerical_rank"]
 
-AUTO_ENERGY = 0.9999
-"""Share of the squared singular values that ``"auto"`` keeps."""
+AUTO_ENERGY = 1.0 - 1e-8
+"""Share of the squared singular values that ``"auto"`` keeps: modes down to 1e-4 of the largest. A coarser 0.9999 drops
+real modes below a hundredth; what is only rounding, the noise floor of `numerical_rank` removes."""
 
 _ROUNDING = 32 * torch.finfo(torch.float64).eps
 """Squared singular values below this share of the largest, per vector, are rounding."""
@@ -56,7 +57,7 @@ def energy_rank(squared: Tensor, energy: float) -> Tensor:
 
 
 def auto_rank(squared: Tensor, snapshots: int, *, common_part: bool) -> Tensor:
-    """Energy 0.9999, at most half as many as snapshots, at least 1.
+    """Energy 1 - 1e-8, at most half as many as snapshots, at least 1.
 
     Where the vectors share a large `common_part` (weights do), that is the first mode and the energy is that
     of the others: else nothing but the common part would ever be kept.

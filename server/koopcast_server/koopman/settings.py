@@ -48,7 +48,7 @@ class OperatorSettings:
     rank_rule: RankRule = "auto"
     rank: int = 1
     energy: float = 0.9999
-    ridge: float = 1e-4
+    ridge: float = 1e-6
     stabilize: bool = True
 
     def __post_init__(self) -> None:
