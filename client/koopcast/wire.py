@@ -180,7 +180,8 @@ def describe(name: str, array: Any) -> TensorSpec:
     if isinstance(array, TensorSpec):
         spec = array
     elif hasattr(array, "dtype") and hasattr(array, "shape"):
-        spec = TensorSpec(str(array.dtype).removeprefix("torch."), tuple(int(size) for size in array.shape))
+        dtype = getattr(array.dtype, "name", None) or str(array.dtype).removeprefix("torch.")
+        spec = TensorSpec(dtype, tuple(int(size) for size in array.shape))
     else:
         raise ArgumentTypeError(
             f"tensor {name!r} must be a NumPy array, a torch tensor or a TensorSpec, not {type(array).__name__}",

@@ -8,17 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+import koopcast
 from credentials import TOKENS, make_credentials
 from linear import LinearTrajectory, relative_error
 from services import running_service
-
-import koopcast
 
 PATH = LinearTrajectory(400_000, seed=11)
 
 
 @pytest.fixture(scope="module", params=["tcp", "unix", "tls", "embedded"])
-def connected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[koopcast.Client]:
+def connected(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[koopcast.Client]:
     """A client over each transport."""
     directory: Path = tmp_path_factory.mktemp("transport")
     if request.param == "embedded":

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from services import RunningService, running_service
 
 import koopcast
+from services import RunningService, running_service
 
 WEIGHTS = {"w": np.arange(6.0)}
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -11,10 +11,10 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from credentials import TOKENS, Credentials, make_credentials
-from services import RunningService, running_service
 
 import koopcast
+from credentials import TOKENS, Credentials, make_credentials
+from services import RunningService, running_service
 
 WEIGHTS = {"w": np.arange(6.0)}
 
@@ -27,7 +27,14 @@ def credentials(tmp_path_factory: pytest.TempPathFactory) -> Credentials:
 @pytest.fixture(scope="module")
 def secured(credentials: Credentials) -> Iterator[RunningService]:
     """A service with TLS and tokens, listening on every address: no --insecure needed."""
-    options = ["--listen", "0.0.0.0:0", "--http", "0.0.0.0:0", *credentials.tls_options, *credentials.token_options]
+    options = [
+        "--listen",
+        "0.0.0.0:0",
+        "--http",
+        "0.0.0.0:0",
+        *credentials.tls_options,
+        *credentials.token_options,
+    ]
     with running_service(*options) as service:
         service.target = service.target.replace("0.0.0.0", "127.0.0.1")
         service.http_url = service.http_url.replace("0.0.0.0", "127.0.0.1")
@@ -55,7 +62,9 @@ def serve(*options: str) -> subprocess.CompletedProcess[str]:
 def test_beyond_loopback_needs_tls_and_token(options: list[str]) -> None:
     result = serve(*options)
     assert result.returncode == 2
-    assert "can be reached from other machines: give --tls-cert and --tls-key and --token-file" in result.stderr
+    assert (
+        "can be reached from other machines: give --tls-cert and --tls-key and --token-file" in result.stderr
+    )
 
 
 def test_tls_without_token_is_not_enough(credentials: Credentials) -> None:
@@ -65,9 +74,11 @@ def test_tls_without_token_is_not_enough(credentials: Credentials) -> None:
 
 
 def test_insecure_is_explicit() -> None:
-    with running_service("--listen", "0.0.0.0:0", "--http", "0.0.0.0:0", "--insecure") as service:
-        with koopcast.connect(service.target.replace("0.0.0.0", "127.0.0.1")) as client:
-            assert client.jobs() == []
+    with (
+        running_service("--listen", "0.0.0.0:0", "--http", "0.0.0.0:0", "--insecure") as service,
+        koopcast.connect(service.target.replace("0.0.0.0", "127.0.0.1")) as client,
+    ):
+        assert client.jobs() == []
 
 
 @pytest.mark.parametrize(
@@ -98,14 +109,21 @@ def test_missing_tls_files_are_named(tmp_path: Path) -> None:
 
 
 def test_a_job_over_tls_with_a_token(secured: RunningService, credentials: Credentials) -> None:
-    with client_of(secured, credentials, "alice") as client, client.open_job("mine", WEIGHTS, stride=1) as job:
+    with (
+        client_of(secured, credentials, "alice") as client,
+        client.open_job("mine", WEIGHTS, stride=1) as job,
+    ):
         job.push(0, WEIGHTS)
         assert job.status().owner == "alice"
 
 
 @pytest.mark.parametrize(("token", "reason"), [(None, "NO_TOKEN"), ("a-wrong-token-333333", "WRONG_TOKEN")])
 def test_no_token_and_a_wrong_token(
-    secured: RunningService, credentials: Credentials, token: str | None, reason: str, monkeypatch: pytest.MonkeyPatch
+    secured: RunningService,
+    credentials: Credentials,
+    token: str | None,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("KOOPCAST_TOKEN", raising=False)
     with client_of(secured, credentials, "alice") as alice, alice.open_job("kept", WEIGHTS, stride=1) as job:
@@ -140,7 +158,10 @@ def test_tenants_do_not_see_each_other(secured: RunningService, credentials: Cre
 
 
 def test_a_plain_client_cannot_talk_to_a_tls_service(secured: RunningService) -> None:
-    with koopcast.connect(secured.target, token=TOKENS["alice"]) as client, pytest.raises(koopcast.Unavailable):
+    with (
+        koopcast.connect(secured.target, token=TOKENS["alice"]) as client,
+        pytest.raises(koopcast.Unavailable),
+    ):
         client.jobs()
 
 
