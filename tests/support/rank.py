@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from trainers import data, smooth_net
 
 import koopcast
+from trainers import data, smooth_net
 
 STEPS = 120
 PAUSE_STEP = 60

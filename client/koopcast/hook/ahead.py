@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-import weakref
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from koopcast.hook.ending import at_end
 from koopcast.hook.leader import Leader
-from koopcast.hook.link import Link
 from koopcast.hook.ranks import Ranks
 from koopcast.hook.schedule import JumpSchedule
 from koopcast.hook.stats import Counters, Stats
@@ -21,7 +20,6 @@ from koopcast.hook.stats import Counters, Stats
 __all__ = ["Ahead"]
 
 _LOG = logging.getLogger("koopcast")
-_STOP_SECONDS: Final = 2.0
 
 
 class Ahead:
@@ -57,9 +55,7 @@ class Ahead:
         self._finished = False
         self._process_id = os.getpid()
         self._handle = optimizer.register_step_post_hook(self._after_step)
-        self._at_exit = (
-            weakref.finalize(self, _stop, leader.link, self._process_id) if leader is not None else None
-        )
+        self._stop = at_end(self, leader.link) if leader is not None else None
 
     def stats(self) -> Stats:
         """What was done so far."""
@@ -84,8 +80,8 @@ class Ahead:
         self._counters.end()
         if not self._inside:  # hooks must not go while the optimizer walks through them
             self._handle.remove()
-        if self._at_exit is not None and self._leader is not None and self._at_exit.detach() is not None:
-            _stop(self._leader.link, self._process_id, keep=keep)
+        if self._stop is not None and self._leader is not None and self._stop.detach() is not None:
+            self._leader.link.stop(keep=keep)
 
     def __enter__(self) -> Self:
         """Return self."""
@@ -169,8 +165,3 @@ def _was_skipped(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a fused optimizer under GradScaler found infinite gradients and left the weights alone."""
     found: Any = getattr(optimizer, "found_inf", None)
     return isinstance(found, Tensor) and bool(found.item())
-
-
-def _stop(link: Link, process_id: int, *, keep: bool = False) -> None:
-    if os.getpid() == process_id:
-        link.stop(keep=keep, timeout_seconds=_STOP_SECONDS)

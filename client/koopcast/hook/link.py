@@ -10,6 +10,7 @@ thread nobody could place it.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -48,6 +49,7 @@ _REFUSALS_IN_A_ROW: Final = 3
 """So many refused snapshots open the circuit."""
 _FIRST_PAUSE_SECONDS: Final = 0.25
 _LONGEST_PAUSE_SECONDS: Final = 5.0
+_STOP_SECONDS: Final = 2.0
 
 Item = Snapshot | Question | Outcome
 
@@ -74,6 +76,7 @@ class Link:
         self._warned = False
         self._refusals = 0
         self._failures = 0
+        self._process_id = os.getpid()
         self._thread = threading.Thread(target=self._run, name="koopcast-hook", daemon=True)
 
     @property
@@ -95,13 +98,18 @@ class Link:
             self._changed.notify_all()
             return True
 
-    def stop(self, *, keep: bool, timeout_seconds: float) -> None:
-        """End: outcomes still queued are sent, snapshots are dropped; the job is closed, or kept for the next writer."""
+    def stop(self, *, keep: bool = False) -> None:
+        """End: outcomes still queued are sent, snapshots are dropped; the job is closed, or kept for the next writer.
+
+        Does nothing in a forked child, where the thread is not.
+        """
+        if os.getpid() != self._process_id:
+            return
         with self._changed:
             self._stopping, self._keep = True, keep
             self._changed.notify_all()
         if self._thread is not threading.current_thread():
-            self._thread.join(timeout_seconds)
+            self._thread.join(_STOP_SECONDS)
         self._client.close()
 
     def _run(self) -> None:
