@@ -17,10 +17,8 @@ from services import REPOSITORY, RunningService, running_service
 pytest.importorskip("torch.distributed")
 
 
-def trained(
-    target: str, folder: Path, *, service_to_kill: RunningService | None = None
-) -> list[dict[str, Any]]:
-    """What the ranks have at the end; the service may be killed half-way."""
+def trained(service: RunningService, folder: Path) -> list[dict[str, Any]]:
+    """What the ranks have at the end; the service is killed half-way."""
     paths = [str(REPOSITORY / part) for part in ("client", "server", "tests/support")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     script = str(REPOSITORY / "tests/support/rank.py")
