@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 __all__ = ["Counters", "JumpEvent", "Stats"]
@@ -80,7 +80,7 @@ class Stats:
     service_errors: int
     connected: bool
     last_decision: str
-    log: tuple[JumpEvent, ...]
+    log: tuple[JumpEvent, ...] = field(repr=False)
 
 
 class Counters:

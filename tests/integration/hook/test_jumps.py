@@ -191,7 +191,7 @@ def test_a_late_answer_is_discarded(service: RunningService) -> None:
     ) as ahead:
         for step in run.train(80):
             if step % EVERY == 0:
-                time.sleep(0.02)  # time enough for the pushes, and for a late answer to do harm
+                settled(ahead, step // EVERY)  # time enough for the pushes, and for a late answer to do harm
         for _ in plain.train(80):
             pass
         stats = ahead.stats()
@@ -207,8 +207,11 @@ def test_a_lag_gives_the_answer_time_to_come(service: RunningService) -> None:
         run.model, run.optimizer, service.target, probe=run.distance, every=EVERY, operator=SMALL, wait_seconds=0.0,
         lag=4,
     ) as ahead:  # fmt: skip
-        for _ in run.train(WINDOW * EVERY + 4):
-            time.sleep(0.03)
+        for step in run.train(WINDOW * EVERY + 4):
+            if step % EVERY == 0:
+                settled(ahead, step // EVERY)
+            while step > WINDOW * EVERY and not ahead.stats().bytes_received:
+                time.sleep(0.01)
         assert ahead.stats().jumps_accepted == 1
         assert ahead.stats().seconds_blocked < 0.1
 
