@@ -15,7 +15,7 @@ INSTALL := $(PIP) install --quiet --quiet --no-deps
 TORCH_PIN = $$(grep '^torch==' requirements.lock)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format stubs stubs-check lock clean
+.PHONY: help setup demo test lint lint-code lint-format lint-types lint-proto format stubs stubs-check lock image-check clean
 .DELETE_ON_ERROR:
 
 ifeq ($(filter cpu cuda,$(TORCH)),)
@@ -41,10 +41,15 @@ demo: setup  ## train a network twice, plainly and with koopcast; writes demo.js
 test: setup  ## the whole test suite (ARGS="-m 'not slow'" and the like are handed to pytest)
 	@$(BIN)/python -m pytest $(ARGS)
 
-lint: setup  ## ruff, formatting, types, the protocol's style
+lint: lint-code lint-format lint-types lint-proto  ## ruff, formatting, types, the protocol's style (-k: all of them)
+
+lint-code: setup
 	$(BIN)/ruff check .
+lint-format: setup
 	$(BIN)/ruff format --check .
+lint-types: setup
 	$(BIN)/mypy
+lint-proto: setup
 	cd proto && ../$(BIN)/buf lint
 
 format: setup  ## format the code and sort its imports
@@ -60,6 +65,9 @@ stubs-check: setup  ## fail where client/koopcast/v1 is not what proto/ says
 lock: setup  ## resolve requirements.lock anew from pyproject.toml (ARGS=--upgrade for the newest of everything)
 	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --extra demo --group dev \
 	    --custom-compile-command 'make lock' --output-file requirements.lock $(ARGS)
+
+image-check:  ## the container image's own steps, without a container engine (docker/README.md)
+	@PYTHON=$(PYTHON) VARIANT=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) docker/check.sh
 
 clean:  ## remove what can be made again, the environments included
 	rm -rf $(VENV) .venv-proto build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.json demo.png
