@@ -16,7 +16,10 @@ def configure_logging(level: str, log_format: str) -> None:
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            exception_formatter=structlog.dev.plain_traceback,  # richer ones print locals: tokens among them
+        )
     )
     structlog.configure(
         processors=[

@@ -14,7 +14,9 @@ class LinearTrajectory:
     Moduli are given per snapshot; `i` counts snapshots.
     """
 
-    def __init__(self, size: int, seed: int = 0, real: float = 0.97, modulus: float = 0.95, angle: float = 0.3) -> None:
+    def __init__(
+        self, size: int, seed: int = 0, real: float = 0.97, modulus: float = 0.95, angle: float = 0.3
+    ) -> None:
         generator = np.random.default_rng(seed)
         self.modes = generator.standard_normal((3, size))
         self.fixed = generator.standard_normal(size)
@@ -36,4 +38,6 @@ class LinearTrajectory:
 
 def relative_error(given: npt.NDArray[np.floating], truth: Floats) -> float:
     """|given - truth| / |truth|."""
-    return float(np.linalg.norm(np.asarray(given, np.float64).ravel() - truth.ravel()) / np.linalg.norm(truth))
+    return float(
+        np.linalg.norm(np.asarray(given, np.float64).ravel() - truth.ravel()) / np.linalg.norm(truth)
+    )

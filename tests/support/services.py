@@ -45,7 +45,8 @@ class RunningService:
             cwd=REPOSITORY,
             env={**os.environ, **self._environment},
         )
-        threading.Thread(target=self._collect_errors, daemon=True).start()
+        self._collector = threading.Thread(target=self._collect_errors, daemon=True)
+        self._collector.start()
         self._read_addresses()
 
     def stop(self) -> int:
@@ -59,15 +60,13 @@ class RunningService:
             self.process.kill()
             raise
         finally:
-            if self.process.stdout is not None:
-                self.process.stdout.close()
+            self._close_pipes()
 
     def kill(self) -> None:
         """SIGKILL."""
         self.process.kill()
         self.process.wait(timeout=30)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        self._close_pipes()
 
     def pause(self) -> None:
         """SIGSTOP."""
@@ -83,6 +82,11 @@ class RunningService:
             self.kill()
         self._addresses = (self.target, self.http_url.partition("://")[2])
         self.start()
+
+    def _close_pipes(self) -> None:
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self._collector.join(timeout=5)
 
     def _collect_errors(self) -> None:
         stream = self.process.stderr
@@ -106,7 +110,9 @@ class RunningService:
 
 
 @contextlib.contextmanager
-def running_service(*arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[RunningService]:
+def running_service(
+    *arguments: str, environment: Mapping[str, str] | None = None
+) -> Iterator[RunningService]:
     """A service process for the length of the block."""
     service = RunningService(*arguments, environment=environment)
     service.start()

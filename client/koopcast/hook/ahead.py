@@ -16,6 +16,7 @@ from koopcast.hook.leader import Leader
 from koopcast.hook.ranks import Ranks
 from koopcast.hook.schedule import JumpSchedule
 from koopcast.hook.stats import Counters, Stats
+from koopcast.hook.watch import Departure
 
 __all__ = ["Ahead"]
 
@@ -50,6 +51,7 @@ class Ahead:
         self._leader = leader
         self._counters = counters
         self._clock: float | None = 0.0
+        self._departure: Departure | None = None
         self._inside = False
         self._broken = False
         self._finished = False
@@ -67,8 +69,9 @@ class Ahead:
         The window begins anew. Under torch.distributed: on every rank, at the same step.
         """
         if self._leader is not None:
+            self._leader.settle()
             self._leader.recorder.break_off()
-        self._schedule.jumped(self._counters.steps)
+        self._schedule.broke(self._counters.steps)
 
     def close(self, *, keep: bool = False) -> None:
         """Detach from the optimizer and close the job; does nothing the second time. Takes a few seconds at most.
@@ -81,6 +84,7 @@ class Ahead:
         if not self._inside:  # hooks must not go while the optimizer walks through them
             self._handle.remove()
         if self._stop is not None and self._leader is not None and self._stop.detach() is not None:
+            self._leader.settle()
             self._leader.link.stop(keep=keep)
 
     def __enter__(self) -> Self:
@@ -101,6 +105,8 @@ class Ahead:
         self._inside = True
         try:
             self._count_step()
+            if self._counters.steps == self._schedule.watched_at:
+                self._look_back()
             self._record()
             if self._counters.steps == self._schedule.decided_at:
                 self._meet()
@@ -134,10 +140,33 @@ class Ahead:
             return
         schedule.adopt(decision[2], decision[3])
         if decision[0]:
+            if schedule.watching and not self._ranks.leading:
+                self._departure = Departure(self._model, self._optimizer)
             tensors: list[Tensor] = [*self._model.parameters(), *self._model.buffers()]
             self._ranks.copy_from_first(tensors)
             if not self._ranks.leading:
                 self._counters.last_decision = "jumped with the first rank"
+
+    def _look_back(self) -> None:
+        """Undo the last jump if it went wrong, on all ranks."""
+        undone = self._leader is not None and not self._broken and self._judge(self._leader)
+        decision = self._ranks.agree([undone, self._broken])
+        departure, self._departure = self._departure, None
+        self._schedule.watched_at = None
+        if decision[1]:
+            self._finished = True
+        elif decision[0]:
+            self._schedule.broke(self._counters.steps)
+            if departure is not None:
+                departure.restore()
+                self._counters.last_decision = "undone with the first rank"
+
+    def _judge(self, leader: Leader) -> bool:
+        try:
+            return leader.look_back()
+        except Exception as error:  # noqa: BLE001  # the border that protects the trainer
+            self._break(error)
+            return False
 
     def _decide(self, leader: Leader) -> bool:
         try:

@@ -20,7 +20,7 @@ from koopcast.hook.policy import (
 )
 from koopcast.operator import Operator
 
-__all__ = ["Timing", "check_callables", "check_question", "check_timing", "check_trainer"]
+__all__ = ["Timing", "check_callables", "check_flags", "check_question", "check_timing", "check_trainer"]
 
 MAX_OPERATORS: Final = 16
 MAX_HORIZONS: Final = 64
@@ -62,6 +62,13 @@ def check_callables(**callables: Any) -> None:
             raise ArgumentTypeError(f"{field} must be callable, not {given!r}", field=field)
 
 
+def check_flags(**flags: Any) -> None:
+    """True or False."""
+    for field, given in flags.items():
+        if not isinstance(given, bool):
+            raise ArgumentTypeError(f"{field} must be a bool, not {given!r}", field=field)
+
+
 def check_timing(every: Any, lag: Any, wait_seconds: Any, average: Any) -> Timing:
     """When things happen."""
     for field, value, least in (("every", every, 1), ("lag", lag, 0)):
@@ -75,8 +82,7 @@ def check_timing(every: Any, lag: Any, wait_seconds: Any, average: Any) -> Timin
         raise ArgumentValueError(
             f"wait_seconds must be finite and >= 0, not {wait_seconds}", field="wait_seconds"
         )
-    if not isinstance(average, bool):
-        raise ArgumentTypeError(f"average must be a bool, not {average!r}", field="average")
+    check_flags(average=average)
     return Timing(every, lag, float(wait_seconds), every if average else 1)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from koopcast.client import connect
 from koopcast.hook.ahead import Ahead
-from koopcast.hook.arguments import check_callables, check_question, check_timing, check_trainer
+from koopcast.hook.arguments import check_callables, check_flags, check_question, check_timing, check_trainer
 from koopcast.hook.held_job import JobSettings
 from koopcast.hook.leader import Leader
 from koopcast.hook.link import Link
@@ -52,6 +52,7 @@ def attach(  # noqa: PLR0913  # one call is the whole interface; all but three a
     lag: int = 0,
     wait_seconds: float = 0.25,
     average: bool = False,
+    watch: bool = True,
     filter: Filter | None = None,  # noqa: A002  # what users call it
     search: SearchOrder | None = None,
     token: str | None = None,
@@ -86,6 +87,9 @@ def attach(  # noqa: PLR0913  # one call is the whole interface; all but three a
         wait_seconds: longest time an attempt may wait for the service.
         average: snapshots are means of the weights over the last `every` steps. Costs one addition of the weights
             every step, and a copy of them; helps against noise.
+        watch: with a probe, ask it once more a stride after each jump, and undo the jump (weights, buffers and
+            optimizer state) if the loss is then more than a tenth worse than before it. Costs one probe a jump, and
+            a copy of all that in between.
         filter: ``filter(name, parameter)`` says which parameters take part; by default those that require gradients.
             Only float64, float32, bfloat16 and float16 ones can.
         search: in which order the probe looks at the predictions (`koopcast.hook.policy`); by default `Walk`.
@@ -100,13 +104,16 @@ def attach(  # noqa: PLR0913  # one call is the whole interface; all but three a
     check_trainer(model, optimizer)
     check_callables(probe=probe, on_jump=on_jump, filter=filter, search=search)
     timing = check_timing(every, lag, wait_seconds, average)
+    check_flags(watch=watch)
     question = check_question(
         operator, operators, horizons, search or Walk(), every, probed=probe is not None
     )
     job_operator = operator if operator is not None else question.operators[0]
     selection = Selection(model, filter, averaged=timing.averaging > 1)
     name = check_job_name(job) if job is not None else _unique_name()
-    schedule = JumpSchedule(timing.every, job_operator.window, timing.lag)
+    schedule = JumpSchedule(
+        timing.every, job_operator.window, timing.lag, watching=watch and probe is not None
+    )
     ranks, counters = Ranks(), Counters()
     leader = None
     if ranks.leading:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -18,6 +18,7 @@ from koopcast.hook.recorder import Recorder, WaitBudget
 from koopcast.hook.schedule import JumpSchedule
 from koopcast.hook.stats import Counters, JumpEvent
 from koopcast.hook.trial import Evaluator, Trial
+from koopcast.hook.watch import Departure, went_wrong
 from koopcast.operator import Operator
 from koopcast.prediction import Prediction
 
@@ -40,6 +41,15 @@ class QuestionSettings:
     horizons: tuple[float, ...]
     operators: tuple[Operator, ...]
     search: SearchOrder
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """An accepted jump that was not looked back on yet, and what is to be reported of it."""
+
+    departure: Departure
+    outcome: Outcome
+    breaks: int
 
 
 class Leader:
@@ -65,6 +75,7 @@ class Leader:
         self._counters = counters
         self._question: Question | None = None
         self._breaks = 0
+        self._watched: _Watched | None = None
 
     def ask(self, schedule: JumpSchedule, *, pushed: bool) -> None:
         """Ask for the jump of this attempt; the snapshot it is asked at was `pushed` just now."""
@@ -86,6 +97,35 @@ class Leader:
             return self._decide(question, schedule)
         finally:
             self._budget.renew()
+
+    def look_back(self) -> bool:
+        """Ask the probe again, a stride after a jump; whether the jump was undone."""
+        watched, self._watched = self._watched, None
+        if watched is None:
+            return False
+        if (
+            watched.breaks != self.recorder.breaks
+        ):  # other weights were loaded meanwhile: nothing to go back from
+            self.link.put(watched.outcome)
+            return False
+        loss = self._trial().loss_now()
+        outcome = watched.outcome
+        undone = outcome.loss_before is not None and went_wrong(outcome.loss_before, loss)
+        if undone:
+            watched.departure.restore()
+            self.recorder.break_off()
+            reason = f"undone a stride after the jump: loss {outcome.loss_before:.6g} to {loss:.6g}"
+            self._counters.last_decision = reason
+            self._counters.undone(reason)
+            outcome = replace(outcome, accepted=False, loss_after=_finite(loss))
+        self.link.put(outcome)
+        return undone
+
+    def settle(self) -> None:
+        """Training ends: a jump that was not looked back on yet stays."""
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            self.link.put(watched.outcome)
 
     def _decide(self, question: Question | None, schedule: JumpSchedule) -> bool:
         if question is None:
@@ -116,7 +156,7 @@ class Leader:
     def _propose(self, predictions: Sequence[Prediction], schedule: JumpSchedule) -> bool:
         probes_before = self._counters.probe_evaluations
         step = schedule.decided_at
-        choice = self._choose(predictions)
+        choice, departure = self._choose(predictions, watching=schedule.watching)
         self._counters.last_decision = choice.reason
         if choice.accepted:
             schedule.jumped(step)
@@ -137,30 +177,34 @@ class Leader:
         )
         self._counters.jumped(event)
         reported = best if best is not None else predictions[0]
-        self.link.put(
-            Outcome(reported.id, choice.accepted, _finite(choice.loss_before), _finite(choice.loss_after))
+        outcome = Outcome(
+            reported.id, choice.accepted, _finite(choice.loss_before), _finite(choice.loss_after)
         )
+        if choice.accepted and departure is not None:
+            self._watched = _Watched(departure, outcome, self.recorder.breaks)
+        else:
+            self.link.put(outcome)
         return choice.accepted
 
-    def _choose(self, predictions: Sequence[Prediction]) -> Choice:
-        """Search, and make the jump if one is accepted."""
+    def _choose(
+        self, predictions: Sequence[Prediction], *, watching: bool
+    ) -> tuple[Choice, Departure | None]:
+        """Search, and make the jump if one is accepted; with what to go back to, where it is to be watched."""
         if self._evaluator.probe is None:
             choice = choose_by_backtest(predictions)
             if not choice.accepted:
-                return choice
+                return choice, None
             trial = self._trial()
         else:
             trial = self._trial()
             choice = choose_by_loss(predictions, trial.loss_now(), trial.evaluate, self._settings.search)
-        if choice.accepted and choice.prediction is not None and not trial.keep(choice.prediction):
-            return Choice(
-                choice.prediction,
-                False,
-                "the jump was undone: on_jump raised, or weights were not finite",
-                choice.loss_before,
-                choice.loss_after,
-            )
-        return choice
+        if not choice.accepted or choice.prediction is None:
+            return choice, None
+        departure = Departure(self._evaluator.model, self._optimizer) if watching else None
+        if trial.keep(choice.prediction):
+            return choice, departure
+        reason = "the jump was undone: on_jump raised, or weights were not finite"
+        return replace(choice, accepted=False, reason=reason), None
 
     def _trial(self) -> Trial:
         return Trial(self._evaluator, self._optimizer, self.recorder.parameters())

@@ -18,13 +18,16 @@ class JumpSchedule:
     Attributes:
         origin: step the segment began at.
         asked_at: step of the snapshot at which the next attempt asks.
+        watched_at: step at which the last jump is looked back on; None where there is nothing to look back on.
     """
 
-    def __init__(self, every: int, window: int, lag: int) -> None:
-        """Begin at step 0 with an empty window."""
+    def __init__(self, every: int, window: int, lag: int, *, watching: bool = False) -> None:
+        """Begin at step 0 with an empty window; look back on jumps where `watching`."""
         self.every = every
         self.window = window
         self.lag = lag
+        self.watching = watching
+        self.watched_at: int | None = None
         self.origin = 0
         self.asked_at = window * every
 
@@ -38,7 +41,13 @@ class JumpSchedule:
         return step > self.origin and (step - self.origin) % self.every == 0
 
     def jumped(self, step: int) -> None:
-        """A jump was made, or the trajectory broke otherwise: begin a segment and fill a window."""
+        """A jump was made: begin a segment, and look back on it one stride later."""
+        self.broke(step)
+        self.watched_at = step + self.every if self.watching else None
+
+    def broke(self, step: int) -> None:
+        """The trajectory broke: begin a segment and fill a window."""
+        self.watched_at = None
         self.origin = step
         self.asked_at = step + self.window * self.every
 
@@ -52,7 +61,9 @@ class JumpSchedule:
 
     def adopt(self, origin: int, asked_at: int) -> None:
         """Take over what another rank decided."""
-        self.origin, self.asked_at = origin, asked_at
+        if origin != self.origin:
+            self.jumped(origin)
+        self.asked_at = asked_at
 
     def _again_after(self, snapshots: int) -> None:
         decided_at = self.decided_at

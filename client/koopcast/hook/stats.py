@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 __all__ = ["Counters", "JumpEvent", "Stats"]
@@ -27,6 +27,7 @@ class JumpEvent:
         reason: why, in words.
         probe_evaluations: probes this attempt took.
         seconds: since `attach`, when it was decided.
+        undone: whether it was accepted, and undone when looked back on.
     """
 
     step: int
@@ -38,6 +39,7 @@ class JumpEvent:
     reason: str
     probe_evaluations: int
     seconds: float
+    undone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ class Stats:
         snapshots_dropped: snapshots that were due and did not get there.
         jumps_proposed: attempts with an answer that moves something; each was accepted or rejected.
         jumps_accepted: jumps that stayed.
-        jumps_rejected: jumps that were undone, or declined by the back-test.
+        jumps_rejected: jumps that were refused, declined by the back-test, or undone.
+        jumps_undone: of these, jumps that had been accepted, and were undone a stride later (`attach(watch=...)`).
         probe_evaluations: calls of the probe; each costs (its samples / batch samples) steps.
         on_jump_evaluations: calls of `on_jump`; they cost likewise.
         bytes_sent: snapshot bytes sent.
@@ -73,6 +76,7 @@ class Stats:
     jumps_proposed: int
     jumps_accepted: int
     jumps_rejected: int
+    jumps_undone: int
     probe_evaluations: int
     on_jump_evaluations: int
     bytes_sent: int
@@ -106,6 +110,7 @@ class Counters:
         self.last_decision = "no attempt yet"
         self.jumps_accepted = 0
         self.jumps_rejected = 0
+        self.jumps_undone = 0
 
     @property
     def seconds(self) -> float:
@@ -129,6 +134,14 @@ class Counters:
             self.jumps_accepted += event.accepted
             self.jumps_rejected += not event.accepted
 
+    def undone(self, reason: str) -> None:
+        """The last accepted jump was undone."""
+        with self._lock:
+            self._log[-1] = replace(self._log[-1], accepted=False, undone=True, reason=reason)
+            self.jumps_accepted -= 1
+            self.jumps_rejected += 1
+            self.jumps_undone += 1
+
     def read(self) -> Stats:
         """The counts as they are now."""
         with self._lock:
@@ -142,6 +155,7 @@ class Counters:
                 jumps_proposed=self.jumps_accepted + self.jumps_rejected,
                 jumps_accepted=self.jumps_accepted,
                 jumps_rejected=self.jumps_rejected,
+                jumps_undone=self.jumps_undone,
                 probe_evaluations=self.probe_evaluations,
                 on_jump_evaluations=self.on_jump_evaluations,
                 bytes_sent=self.bytes_sent,

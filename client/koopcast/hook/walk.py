@@ -25,7 +25,9 @@ class Walk:
 
     def __init__(self) -> None:
         """Begin with no jump behind it."""
-        self._last: Prediction | None = None
+        self._last: tuple[int, float] | None = (
+            None  # operator and horizon, not the prediction: that is model-sized
+        )
 
     def __call__(self, predictions: Sequence[Prediction], loss_now: float) -> Steps:
         """Yields predictions to probe and is sent their losses."""
@@ -36,13 +38,14 @@ class Walk:
         best = _Best(loss_now)
         yield from self._along(trajectories.pop(first), best)
         for others in trajectories.values():
-            yield from _tried(self._nearest(others, best.prediction), best)
+            wanted = best.prediction.steps if best.prediction is not None else None
+            yield from _tried(_nearest(others, wanted), best)
         if best.prediction is not None:
-            self._last = best.prediction
+            self._last = (best.prediction.operator_index, best.prediction.steps)
 
     def _along(self, trajectory: list[Prediction], best: _Best) -> Steps:
         """Longer while it helps, else shorter until it does."""
-        start = trajectory.index(self._nearest(trajectory, self._last))
+        start = trajectory.index(_nearest(trajectory, self._last[1] if self._last is not None else None))
         yield from _tried(trajectory[start], best)
         if best.improved:
             for longer in trajectory[start + 1 :]:
@@ -56,15 +59,9 @@ class Walk:
                     return
 
     def _first_operator(self, trajectories: dict[int, list[Prediction]]) -> int:
-        if self._last is not None and self._last.operator_index in trajectories:
-            return self._last.operator_index
+        if self._last is not None and self._last[0] in trajectories:
+            return self._last[0]
         return next(iter(trajectories))
-
-    def _nearest(self, trajectory: list[Prediction], wanted: Prediction | None) -> Prediction:
-        if wanted is None:
-            return trajectory[min(_FIRST_HORIZON, len(trajectory) - 1)]
-        steps = wanted.steps
-        return min(trajectory, key=lambda prediction: abs(prediction.steps - steps))
 
 
 class _Best:
@@ -81,6 +78,12 @@ def _tried(prediction: Prediction, best: _Best) -> Steps:
     best.improved = loss < best.loss
     if best.improved:
         best.loss, best.prediction = loss, prediction
+
+
+def _nearest(trajectory: list[Prediction], wanted_steps: float | None) -> Prediction:
+    if wanted_steps is None:
+        return trajectory[min(_FIRST_HORIZON, len(trajectory) - 1)]
+    return min(trajectory, key=lambda prediction: abs(prediction.steps - wanted_steps))
 
 
 def _by_operator(predictions: Sequence[Prediction]) -> dict[int, list[Prediction]]:

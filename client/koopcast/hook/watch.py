@@ -9,7 +9,6 @@ go back to before the jump. The steps in between are lost; learning rates, data 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 
 from koopcast.hook.memory import TensorMemory
 
-__all__ = ["TOLERANCE", "Departure", "Watch", "went_wrong"]
+__all__ = ["TOLERANCE", "Departure", "went_wrong"]
 
 TOLERANCE: Final = 0.1
 """How much worse than before the jump the loss may be, as a share of its size, before the jump is undone: losses
@@ -40,19 +39,6 @@ class Departure:
     def restore(self) -> None:
         """Put them back."""
         self._memory.restore()
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """A jump under watch.
-
-    Attributes:
-        departure: what to go back to.
-        loss_before: the probe's loss before the jump.
-    """
-
-    departure: Departure
-    loss_before: float
 
 
 def went_wrong(loss_before: float, loss_now: float) -> bool:

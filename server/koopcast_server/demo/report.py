@@ -37,7 +37,8 @@ class Comparison:
         final_loss_baseline, final_loss_accelerated: at the end of the same budget of counted steps.
         baseline_steps_within_5_percent, accelerated_steps_within_5_percent: to a target 5 % higher.
         optimizer_steps, probe_evaluations: what the counted steps of the run with jumps are made of, at its end.
-        jumps_proposed, jumps_accepted, jumps_rejected: at the end of the run.
+        jumps_proposed, jumps_accepted, jumps_rejected, jumps_undone: at the end of the run; undone ones are among the
+            rejected.
         bytes_sent, bytes_received: snapshots up, displacements down.
         seconds_blocked: time the training thread waited for the service.
         learning_rate: the plain optimizer's best of the grid; both runs use it.
@@ -62,6 +63,7 @@ class Comparison:
     jumps_proposed: int
     jumps_accepted: int
     jumps_rejected: int
+    jumps_undone: int
     bytes_sent: int
     bytes_received: int
     seconds_blocked: float
@@ -98,6 +100,7 @@ def compare(baseline: Run, accelerated: Run, grid: dict[str, float], seed: int) 
         jumps_proposed=stats.jumps_proposed,
         jumps_accepted=stats.jumps_accepted,
         jumps_rejected=stats.jumps_rejected,
+        jumps_undone=stats.jumps_undone,
         bytes_sent=stats.bytes_sent,
         bytes_received=stats.bytes_received,
         seconds_blocked=stats.seconds_blocked,
@@ -133,7 +136,8 @@ def print_report(console: Console, comparison: Comparison, accelerated: Run) -> 
     table.add_row(
         "accuracy on the training images", f"{c.accuracy_baseline:.2%}", f"{c.accuracy_accelerated:.2%}", ""
     )
-    table.add_row("jumps proposed / accepted", "", f"{c.jumps_proposed} / {c.jumps_accepted}", "")
+    jumps = f"{c.jumps_proposed} / {c.jumps_accepted} / {c.jumps_undone}"
+    table.add_row("jumps proposed / accepted / undone", "", jumps, "")
     table.add_row("optimizer steps + probes", "", f"{c.optimizer_steps} + {c.probe_evaluations}", "")
     table.add_row("sent / received", "", f"{c.bytes_sent / 1e6:.1f} / {c.bytes_received / 1e6:.1f} MB", "")
     table.add_row("waiting for the service", "", f"{c.seconds_blocked:.2f} s", "")
@@ -186,13 +190,23 @@ def _draw_curves(axes: Axes, baseline: Run, accelerated: Run, comparison: Compar
     axes.axhline(
         comparison.target_loss, color=_TARGET_COLOUR, linewidth=0.8, linestyle=":", label="plain's final loss"
     )
-    if accelerated.stats is not None:  # entry k of a run follows optimizer step k
-        after = [event.step for event in accelerated.stats.log if event.accepted]
-        landed = [index for index in after if index < len(accelerated.steps)]
-        steps, losses = [accelerated.steps[i] for i in landed], [accelerated.losses[i] for i in landed]
-        axes.plot(steps, losses, "v", color=_ACCELERATED_COLOUR, markersize=6, label="accepted jumps")
+    _mark_jumps(axes, accelerated)
     axes.set_xlabel("steps counted (optimizer steps + probe evaluations)")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _mark_jumps(axes: Axes, run: Run) -> None:
+    """Marks where jumps landed: entry k of a run follows optimizer step k."""
+    if run.stats is None:
+        return
+    log = [event for event in run.stats.log if event.step < len(run.steps)]
+    for marker, label, landed in (
+        ("v", "accepted jumps", [event.step for event in log if event.accepted]),
+        ("x", "jumps undone a stride later", [event.step for event in log if event.undone]),
+    ):
+        if landed:
+            steps, losses = [run.steps[i] for i in landed], [run.losses[i] for i in landed]
+            axes.plot(steps, losses, marker, color=_ACCELERATED_COLOUR, markersize=6, label=label)
 
 
 def _count(steps: int | None) -> str:
