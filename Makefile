@@ -1,8 +1,8 @@
 # koopcast: every command a developer or a first-time user needs. `make` alone lists them.
 
 PYTHON ?= python3
-# Which PyTorch: cpu (a tenth of the size), or cuda (several gigabytes).
-TORCH ?= cpu
+# Which PyTorch: cpu (a tenth of the size), or cuda (several gigabytes). By default the one that is installed.
+TORCH ?= $(if $(wildcard .venv/.installed-cuda),cuda,cpu)
 # Package index that PyTorch comes from. By default for cpu the PyTorch project's own index of CPU builds (the one on
 # PyPI is, for Linux, a CUDA build), and for cuda pip's own default.
 TORCH_INDEX ?= $(if $(filter cpu,$(TORCH)),https://download.pytorch.org/whl/cpu)
@@ -28,7 +28,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON       interpreter the environment is made with, 3.11 or newer (python3)'
-	@echo '  TORCH        PyTorch build: cpu (the default) or cuda; everything else is the same (requirements.lock)'
+	@echo '  TORCH        PyTorch build: cpu (until told otherwise) or cuda; all else is the same (requirements.lock)'
 	@echo '  TORCH_INDEX  package index that PyTorch is taken from, where the usual one does not suit:'
 	@echo '                 cpu   https://download.pytorch.org/whl/cpu'
 	@echo '                 cuda  the default index of pip; https://download.pytorch.org/whl/cu130 and the like'
