@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from koopcast_server.demo.data import DemoError, load_digits
 from koopcast_server.demo.report import compare, print_report, write_json, write_plot
-from koopcast_server.demo.training import BUDGET_STEPS, LEARNING_RATES, Run, Task, train
+from koopcast_server.demo.training import BUDGET_STEPS, LEARNING_RATES, Recipe, Run, Task, train
 
 __all__ = ["run_demo"]
 
@@ -70,8 +70,7 @@ def _run(bars: Progress, title: str, task: Task, rate: float, seed: int, target:
     bar = bars.add_task(title, total=BUDGET_STEPS, loss="")
     return train(
         task,
-        rate,
-        seed,
+        Recipe(rate, seed),
         target,
         lambda counted, loss: bars.update(bar, completed=min(counted, BUDGET_STEPS), loss=f"loss {loss:.4f}"),
     )

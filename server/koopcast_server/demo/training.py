@@ -7,7 +7,7 @@ batch (but does no backward pass). The loss curve is that of the forward pass ea
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import koopcast
 from koopcast.hook import Stats
 
-__all__ = ["BUDGET_STEPS", "LEARNING_RATES", "Progress", "Run", "Task", "train"]
+__all__ = ["BUDGET_STEPS", "LEARNING_RATES", "Progress", "Recipe", "Run", "Task", "train"]
 
 BUDGET_STEPS: Final = 1000
 """Steps of a run; the learning rate falls linearly to zero over them."""
@@ -35,20 +35,48 @@ Progress = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained on: images (n, 784) and labels (n,)."""
+    """What is trained on.
+
+    Attributes:
+        images: float32 (n, 784).
+        labels: int64 (n,).
+        penalty: factor of the squared weights in the loss.
+    """
 
     images: Tensor
     labels: Tensor
+    penalty: float = PENALTY
 
     def loss(self, model: nn.Module) -> Tensor:
         """Cross entropy over the whole batch plus the penalty."""
         squared = sum((parameter.square().sum() for parameter in model.parameters()), torch.zeros(()))
-        return nn.functional.cross_entropy(model(self.images), self.labels) + PENALTY * squared
+        return nn.functional.cross_entropy(model(self.images), self.labels) + self.penalty * squared
 
     def accuracy(self, model: nn.Module) -> float:
         """Share of the images that the network labels right."""
         with torch.no_grad():
             return float((model(self.images).argmax(dim=1) == self.labels).float().mean())
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        learning_rate: at the start; it falls linearly to zero over `BUDGET_STEPS` optimizer steps.
+        seed: of the first weights.
+        adam: Adam instead of SGD with momentum.
+    """
+
+    learning_rate: float
+    seed: int
+    adam: bool = False
+
+    def optimizer(self, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer."""
+        if self.adam:
+            return torch.optim.Adam(parameters, lr=self.learning_rate)
+        return torch.optim.SGD(parameters, lr=self.learning_rate, momentum=MOMENTUM)
 
 
 @dataclass
@@ -88,36 +116,36 @@ class Run:
         return None
 
 
-def train(task: Task, learning_rate: float, seed: int, target: str | None, progress: Progress) -> Run:
+def train(task: Task, recipe: Recipe, target: str | None, progress: Progress) -> Run:
     """Trains within the budget of counted steps.
 
     Args:
         task: what to train on.
-        learning_rate: at the start; it falls linearly to zero over `BUDGET_STEPS` optimizer steps.
-        seed: of the first weights.
+        recipe: how to train on it.
         target: address of a koopcast service, or None to train plainly.
         progress: told how far it is.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(recipe.seed)
     model = _network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=MOMENTUM)
+    optimizer = recipe.optimizer(model.parameters())
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, BUDGET_STEPS)
-    run = Run(learning_rate)
+    run = Run(recipe.learning_rate)
     if target is None:
         _loop(run, task, model, optimizer, schedule, lambda: 0, progress)
     else:
+        job = f"demo-seed-{recipe.seed}"
         with koopcast.attach(
             model,
             optimizer,
             target=target,
-            job=f"demo-seed-{seed}",
+            job=job,
             probe=lambda: task.loss(model),
             average=True,
         ) as ahead:
             _loop(run, task, model, optimizer, schedule, lambda: ahead.stats().probe_evaluations, progress)
             run.stats = ahead.stats()
             with koopcast.connect(target) as client:
-                run.status = client.job_status(f"demo-seed-{seed}")
+                run.status = client.job_status(job)
     run.accuracy = task.accuracy(model)
     return run
 
