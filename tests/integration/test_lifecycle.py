@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
+from typing import Any
 
 import grpc
 import numpy as np
@@ -27,7 +29,8 @@ def koopcast_command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_sigterm_turns_health_and_exits_0() -> None:
     with running_service() as service, grpc.insecure_channel(service.target) as channel:
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == SERVING
         service.process.terminate()
         assert next(watch).status == NOT_SERVING
@@ -39,25 +42,28 @@ def test_a_call_that_does_not_end_is_cut_after_the_bound() -> None:
     with running_service("--http", "off", "--drain-seconds", "0.5") as service:
         client = koopcast.connect(service.target)
         with grpc.insecure_channel(service.target) as channel:
-            call = channel.stream_stream("/koopcast.v1.SnapshotService/PushSnapshot")
-            stalled = call(iter(lambda: time.sleep(60), None))
+            call: Any = channel.stream_stream("/koopcast.v1.SnapshotService/PushSnapshot")
+            ended = threading.Event()
+            stalled = call(iter(ended.wait, True))
             time.sleep(0.3)
             started = time.monotonic()
             service.process.terminate()
             assert service.process.wait(timeout=15) == 0
             assert time.monotonic() - started < 10
             stalled.cancel()
+            ended.set()
         client.close()
 
 
 def test_health_and_reflection_name_the_services(service: RunningService) -> None:
     names = {f"koopcast.v1.{name}Service" for name in ("Job", "Snapshot", "Prediction")}
     with grpc.insecure_channel(service.target) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         for name in ("", *names):
             assert stub.Check(health_pb2.HealthCheckRequest(service=name)).status == SERVING
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        answers = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        answers = reflection.ServerReflectionInfo(iter([request]))
         listed = {found.name for found in next(answers).list_services_response.service}
     assert names <= listed
 
