@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from koopcast.errors import InvalidArgument
@@ -29,6 +30,7 @@ DTYPE_NUMBERS: Final[Mapping[str, tensor_pb2.ElementType]] = {
 }
 DTYPE_NAMES: Final[Mapping[int, str]] = {number: name for name, number in DTYPE_NUMBERS.items()}
 
+_MOST_ELEMENTS: Final = 2**63
 _OBSERVABLES: Final[Mapping[str, operator_pb2.Observable]] = {
     "velocity": operator_pb2.OBSERVABLE_VELOCITY,
     "state": operator_pb2.OBSERVABLE_STATE,
@@ -51,7 +53,7 @@ def tensors_from_messages(messages: Iterable[tensor_pb2.TensorSpec]) -> dict[str
     """Name to spec, in order.
 
     Raises:
-        InvalidArgument: unknown dtype, a dimension of 0, a name twice or too long, a reserved field.
+        InvalidArgument: unknown dtype, a dimension of 0, too many elements, a name twice or too long, a reserved field.
     """
     specs: dict[str, TensorSpec] = {}
     for message in messages:
@@ -69,8 +71,12 @@ def tensors_from_messages(messages: Iterable[tensor_pb2.TensorSpec]) -> dict[str
             )
         if len(message.shape) > 16 or any(size == 0 for size in message.shape):
             raise InvalidArgument(
-                f"tensor {name!r} has shape {tuple(message.shape)}; at most 16 dimensions, each at least 1",
+                f"tensor {name!r} has shape {_shown(message.shape)}; at most 16 dimensions, each at least 1",
                 field=name,
+            )
+        if math.prod(message.shape) > _MOST_ELEMENTS:
+            raise InvalidArgument(
+                f"tensor {name!r} of shape {_shown(message.shape)} has more than 2**63 elements", field=name
             )
         if message.HasField("shard") or message.node_of:
             raise InvalidArgument(
@@ -151,6 +157,10 @@ def override_from_message(message: operator_pb2.OperatorOverride, base: Operator
         ridge=message.ridge if message.HasField("ridge") else base.ridge,
         stabilize=message.stabilize if message.HasField("stabilize") else base.stabilize,
     )
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return str(tuple(shape)) if len(shape) <= 16 else f"of {len(shape)} dimensions"
 
 
 def _rank_to_message(operator: Operator) -> tuple[operator_pb2.RankRule, int, float]:

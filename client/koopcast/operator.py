@@ -14,6 +14,9 @@ __all__ = ["MAX_WINDOW", "Operator"]
 MAX_WINDOW: Final = 64
 """Most weight snapshots a window may hold."""
 
+_MAX_RIDGE: Final = 1e100
+"""Far beyond sense; its square is still a number."""
+
 Observable = Literal["velocity", "state"]
 Partition = Literal["network", "tensor"]
 Rank = int | Literal["auto", "energy"]
@@ -36,7 +39,7 @@ class Operator:
         rank: ``"auto"`` (energy 1 - 1e-8, at most half the window), ``"energy"`` (see `energy`), or a number of
             modes.
         energy: with ``rank="energy"``, the share of the squared singular values that is kept, in (0, 1].
-        ridge: Tikhonov ridge as a fraction of the window's largest singular value, >= 0.
+        ridge: Tikhonov ridge as a fraction of the window's largest singular value, 0 to 1e100.
         stabilize: move eigenvalues outside the unit disc onto it.
 
     Raises:
@@ -65,8 +68,8 @@ class Operator:
         if not 0.0 < self.energy <= 1.0:
             raise ArgumentValueError(f"energy must lie in (0, 1], not {self.energy}", field="energy")
         _real_number("ridge", self.ridge)
-        if not (math.isfinite(self.ridge) and self.ridge >= 0.0):
-            raise ArgumentValueError(f"ridge must be finite and >= 0, not {self.ridge}", field="ridge")
+        if not (math.isfinite(self.ridge) and 0.0 <= self.ridge <= _MAX_RIDGE):
+            raise ArgumentValueError(f"ridge must lie in 0..{_MAX_RIDGE:g}, not {self.ridge}", field="ridge")
         if not isinstance(self.stabilize, bool):
             raise ArgumentTypeError(f"stabilize must be a bool, not {self.stabilize!r}", field="stabilize")
 

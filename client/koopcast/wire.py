@@ -9,6 +9,8 @@ bfloat16 has no NumPy type: its bits travel in, and are widened from, uint16.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,10 +112,11 @@ class Layout:
         """Lay the tensors of `specs` out one after the other."""
         self.specs = dict(specs)
         sizes = [spec.elements for spec in self.specs.values()]
-        self.element_bounds = tuple(int(bound) for bound in np.cumsum([0, *sizes]))
+        self.element_bounds = tuple(itertools.accumulate(sizes, initial=0))  # exact, however large
         self.elements = self.element_bounds[-1]
         self.runs = tuple(_runs(self.specs.values(), self.element_bounds))
         self.nbytes = self.runs[-1].end_byte if self.runs else 0
+        self._run_ends = [run.end_byte for run in self.runs]
 
     def pack(self, arrays: Mapping[str, Any]) -> Bytes:
         """Copies `arrays` into one new buffer, after checking names, types and shapes.
@@ -140,12 +143,13 @@ class Layout:
 
     def run_of(self, first_byte: int, byte_count: int) -> Run | None:
         """The run that holds the byte range as whole elements, or None where no run does."""
-        for run in self.runs:
-            if run.first_byte <= first_byte and first_byte + byte_count <= run.end_byte:
-                width = ELEMENT_BYTES[run.dtype]
-                aligned = (first_byte - run.first_byte) % width == 0 and byte_count % width == 0
-                return run if aligned and byte_count > 0 else None
-        return None
+        position = bisect.bisect_right(self._run_ends, first_byte)
+        if position == len(self.runs) or first_byte < 0 or byte_count < 1:
+            return None
+        run = self.runs[position]
+        width = ELEMENT_BYTES[run.dtype]
+        aligned = (first_byte - run.first_byte) % width == 0 and byte_count % width == 0
+        return run if aligned and first_byte + byte_count <= run.end_byte else None
 
     def name_at(self, element: int) -> str:
         """Name of the tensor that holds the flat element index."""
@@ -177,8 +181,10 @@ def describe(name: str, array: Any) -> TensorSpec:
         ArgumentTypeError: something that is no array.
         ArgumentValueError: an element type that koopcast does not take, or no elements.
     """
+    if not isinstance(name, str):
+        raise ArgumentTypeError(f"a tensor's name must be a string, not {name!r}", field="tensors")
     if isinstance(array, TensorSpec):
-        spec = array
+        spec = TensorSpec(array.dtype, tuple(array.shape))
     elif hasattr(array, "dtype") and hasattr(array, "shape"):
         dtype = getattr(array.dtype, "name", None) or str(array.dtype).removeprefix("torch.")
         spec = TensorSpec(dtype, tuple(int(size) for size in array.shape))
@@ -192,6 +198,8 @@ def describe(name: str, array: Any) -> TensorSpec:
         raise ArgumentValueError(
             f"tensor {name!r} has dtype {spec.dtype}; koopcast takes {allowed}", field=name, dtype=spec.dtype
         )
+    if any(size < 0 for size in spec.shape):
+        raise ArgumentValueError(f"tensor {name!r} has a negative dimension: {spec.shape}", field=name)
     if spec.elements == 0:
         raise ArgumentValueError(f"tensor {name!r} of shape {spec.shape} has no elements", field=name)
     return spec

@@ -7,6 +7,7 @@ of requests waits instead of piling up.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -21,7 +22,7 @@ from koopcast.operator import Operator
 from koopcast.wire import Layout
 from koopcast_server.held_window import HeldWindow, rehearse
 
-__all__ = ["DeviceMissing", "Engine"]
+__all__ = ["DeviceMissing", "Engine", "finished"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,7 +69,7 @@ class Engine:
                 future = asyncio.get_running_loop().run_in_executor(
                     self._pool, lambda: function(*args, **kwargs)
                 )
-                return await _finish(future)
+                return await finished(future)
         finally:
             self.waiting -= 1
 
@@ -112,12 +113,14 @@ class Engine:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-async def _finish(future: asyncio.Future[R]) -> R:
+async def finished(future: asyncio.Future[R]) -> R:
+    """Waits for work that must not be left half done: a cancelled caller, too, goes on only when it has ended."""
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        if not future.cancelled():
-            await asyncio.wait([future])
+        while not future.done():
+            with contextlib.suppress(asyncio.CancelledError):  # raised again below
+                await asyncio.wait([future])
         raise
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
+import contextlib
+import itertools
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from koopcast.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
+from koopcast.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, LeaseLost
 from koopcast.messages import (
     DTYPE_NAMES,
     DTYPE_NUMBERS,
@@ -39,6 +42,7 @@ from koopcast_server.uploads import SnapshotIdentity, Upload, judge
 
 if TYPE_CHECKING:
     import grpc
+    import torch
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -48,6 +52,12 @@ _MAX_TENSORS: Final = 65_536
 _MAX_HORIZONS: Final = 64
 _MAX_OPERATORS: Final = 16
 _MAX_PAGE: Final = 1000
+_MAX_PAGE_TENSORS: Final = 4096
+"""A page names every tensor of its jobs: so many keep it within a message, and the event loop free."""
+_MAX_STRIDE: Final = 2**31
+_LAST_STEP: Final = 2**53
+_COMBINED_BYTES: Final = 64 << 20
+"""Displacements combined before they are read: small answers keep no push waiting for a slow reader."""
 _IF_EXISTS: Final = {
     job_pb2.IF_EXISTS_UNSPECIFIED: "resume",
     job_pb2.IF_EXISTS_RESUME: "resume",
@@ -86,7 +96,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             lease_id=opened.lease_id,
             lease_seconds=job.lease.seconds,
             memory_bytes=job.memory_bytes,
-            segment=job.segment,
+            segment=job.newest_segment,
             step=job.step,
             snapshots_held=job.window.snapshots_held,
             resumed=opened.resumed,
@@ -108,6 +118,8 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         """Lists the caller's jobs; the page token is the last name of the page before."""
         size = min(request.page_size or _MAX_PAGE, _MAX_PAGE)
         owned = [job for job in self._jobs.all() if job.owner == caller() and job.name > request.page_token]
+        tensors = list(itertools.accumulate(len(job.spec.tensors) for job in owned))
+        size = min(size, max(1, bisect.bisect_right(tensors, _MAX_PAGE_TENSORS)))
         page = owned[:size]
         return job_pb2.ListJobsResponse(
             jobs=[status_to_message(job.describe()) for job in page],
@@ -131,8 +143,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         if request.keep:
             job.lease.release()
             return job_pb2.CloseJobResponse()
-        async with job.device_lock:  # work on the window ends first
-            return job_pb2.CloseJobResponse(freed_bytes=self._jobs.close(job))
+        return job_pb2.CloseJobResponse(freed_bytes=await self._jobs.close(job, request.lease_id))
 
 
 class SnapshotService(snapshot_pb2_grpc.SnapshotServiceServicer):
@@ -168,11 +179,11 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotServiceServicer):
             async for acknowledged in self._receive(messages, upload):
                 ack = snapshot_pb2.SnapshotAck(committed_offset=acknowledged)
                 yield snapshot_pb2.PushSnapshotResponse(ack=ack)
-            await upload.commit()
+            verdict = await upload.commit()
         finally:
             upload.end()
         self._metrics.received_bytes.inc(upload.received_bytes)
-        yield self._result(job, "accepted")
+        yield self._result(job, "accepted" if verdict == "new" else verdict)
 
     async def _receive(
         self, messages: AsyncIterator[snapshot_pb2.PushSnapshotRequest], upload: Upload
@@ -231,40 +242,53 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
     ) -> AsyncIterator[prediction_pb2.PredictAheadResponse]:
         """For each operator, for each horizon: one report, then chunks of displacement."""
         started = time.perf_counter()
-        jobs = self._jobs
-        jobs.refuse_when_draining()
-        reader = not request.lease_id
-        job = (
-            jobs.get(request.job, caller())
-            if reader
-            else jobs.written(request.job, caller(), request.lease_id)
-        )
+        engine, job = self._jobs.engine, self._asked(request)
         operators = _operators_of(request, job)
         wire_dtype = _dtype_name(request.wire_dtype, "wire_dtype") or job.spec.wire_dtype
-        async with job.device_lock:  # the ring must not turn while its snapshots are combined
+        async with job.answer_lock, contextlib.AsyncExitStack() as ring:
+            await ring.enter_async_context(job.device_lock)  # no turning while its snapshots are combined
+            if job.closed:
+                raise LeaseLost(f"job {job.name!r} was closed before its answer", reason="JOB_CLOSED")
             offset_steps = _offset_of(request, job)
-            solved = await jobs.engine.run(job.window.solve, operators, list(request.horizons), offset_steps)
+            solved = await engine.run(job.window.solve, operators, list(request.horizons), offset_steps)
             job.counters.last_prediction_seconds = time.perf_counter() - started
-            if request.include_base:
-                async for message in self._base(job):
-                    yield message
-            for index, answers in enumerate(solved):
-                for answer in answers:
-                    yield self._report(request, job, index, answer, wire_dtype)
-                    if answer.moved:
-                        async for message in self._displacement(job, answer, wire_dtype):
-                            yield message
+            base = await engine.run(job.window.base) if request.include_base else None
+            base_step = job.step
+            answers = [(index, answer) for index, batch in enumerate(solved) for answer in batch]
+            answer_bytes = job.layout.elements * ELEMENT_BYTES[job.window.storage_dtype]
+            together = max(1, _COMBINED_BYTES // answer_bytes)
+            for first in range(0, len(answers), together):
+                part = answers[first : first + together]
+                flats = [await self._displacement(job, answer) for _, answer in part]
+                reports = [self._report(request, job, index, answer, wire_dtype) for index, answer in part]
+                if first + together >= len(answers):
+                    await ring.aclose()  # pushes need not wait for whoever reads these
+                if base is not None:
+                    async for message in self._base(job, base, base_step):
+                        yield message
+                    base = None
+                while reports:
+                    yield reports.pop(0)
+                    async for message in self._chunks(flats.pop(0), wire_dtype, job):
+                        yield message
 
     async def ReportOutcome(  # noqa: N802
         self, request: prediction_pb2.ReportOutcomeRequest, context: Context
     ) -> prediction_pb2.ReportOutcomeResponse:
         """Notes what the trainer did with a prediction."""
         job = self._jobs.written(request.job, caller(), request.lease_id)
-        job.report_outcome(request.prediction_id, accepted=request.accepted)
-        self._metrics.jumps.labels("accepted" if request.accepted else "rejected").inc()
+        if job.report_outcome(request.prediction_id, accepted=request.accepted):
+            self._metrics.jumps.labels("accepted" if request.accepted else "rejected").inc()
         return prediction_pb2.ReportOutcomeResponse(
             jumps_accepted=job.counters.jumps_accepted, jumps_rejected=job.counters.jumps_rejected
         )
+
+    def _asked(self, request: prediction_pb2.PredictAheadRequest) -> Job:
+        """The job of a request, from its writer or, without a lease, from a reader."""
+        if request.lease_id:
+            return self._jobs.written(request.job, caller(), request.lease_id)
+        self._jobs.refuse_when_draining()
+        return self._jobs.get(request.job, caller())
 
     def _report(
         self,
@@ -292,26 +316,24 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
         )
         return prediction_pb2.PredictAheadResponse(report=report)
 
-    async def _displacement(
-        self, job: Job, answer: Answer, wire_dtype: str
+    async def _base(
+        self, job: Job, flat: torch.Tensor, step: int
     ) -> AsyncIterator[prediction_pb2.PredictAheadResponse]:
-        flat = await self._jobs.engine.run(job.window.displacement, answer)
-        async for message in self._chunks(narrowed_chunks(flat, wire_dtype), job):
-            yield message
-
-    async def _base(self, job: Job) -> AsyncIterator[prediction_pb2.PredictAheadResponse]:
         dtype = job.window.storage_dtype
-        flat = await self._jobs.engine.run(job.window.base)
         base = prediction_pb2.BaseSnapshot(
-            step=job.step, total_bytes=job.layout.elements * ELEMENT_BYTES[dtype], dtype=DTYPE_NUMBERS[dtype]
+            step=step, total_bytes=job.layout.elements * ELEMENT_BYTES[dtype], dtype=DTYPE_NUMBERS[dtype]
         )
         yield prediction_pb2.PredictAheadResponse(base=base)
-        async for message in self._chunks(narrowed_chunks(flat, dtype), job):
+        async for message in self._chunks(flat, dtype, job):
             yield message
 
+    async def _displacement(self, job: Job, answer: Answer) -> torch.Tensor | None:
+        return await self._jobs.engine.run(job.window.displacement, answer) if answer.moved else None
+
     async def _chunks(
-        self, chunks: Iterator[tuple[int, bytes]], job: Job
+        self, flat: torch.Tensor | None, dtype: str, job: Job
     ) -> AsyncIterator[prediction_pb2.PredictAheadResponse]:
+        chunks = narrowed_chunks(flat, dtype) if flat is not None else iter(())
         while (piece := await self._jobs.engine.run(next, chunks, None)) is not None:
             offset, data = piece
             job.counters.bytes_sent += len(data)
@@ -327,8 +349,8 @@ def _spec_from_message(message: job_pb2.JobSpec) -> JobSpec:
             field="tensors",
             limit=_MAX_TENSORS,
         )
-    if message.stride < 1:
-        raise InvalidArgument("stride must be at least 1 step", field="stride")
+    if not 1 <= message.stride <= _MAX_STRIDE:
+        raise InvalidArgument(f"stride must lie in 1..2**31 steps, not {message.stride}", field="stride")
     if message.window_holder == job_pb2.WINDOW_HOLDER_TRAINER or message.shard_count > 1:
         raise InvalidArgument(
             "this service does not implement trainer-held windows and sharded jobs", field="window_holder"
@@ -415,6 +437,8 @@ def _offset_of(request: prediction_pb2.PredictAheadRequest, job: Job) -> float:
             field="from_step",
             newest=job.step,
         )
+    if from_step > _LAST_STEP:
+        raise InvalidArgument(f"from_step must be at most 2**53, not {from_step}", field="from_step")
     return from_step - job.step + (job.averaging - 1) / 2
 
 

@@ -142,6 +142,10 @@ class HeldWindow:
             self._window.clear()
         self._window.publish()
 
+    def free(self) -> None:
+        """Gives the device memory back, whoever still refers to this object; no snapshot is held any more."""
+        self._window = Window([0, 1], 2, snapshot_dtype=torch.float32, window_dtype=torch.float32)
+
     def solve(
         self, operators: Sequence[Operator], horizons: Sequence[float], offset_steps: float
     ) -> list[list[Answer]]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import structlog
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from koopcast.channel import STATUS_DETAILS_KEY
-from koopcast.errors import InternalError, InvalidArgument, KoopcastError
+from koopcast.errors import DeadlineExceeded, InternalError, InvalidArgument, KoopcastError
 from koopcast_server.identity import Identities
 from koopcast_server.metrics import Metrics
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 _OPEN_SERVICES: Final = ("/grpc.health.v1.Health/",)
 _ERROR_DOMAIN: Final = "koopcast"
+_TEXT_BYTES: Final = 640
+_DETAIL_BYTES: Final = 160
+"""An error travels in headers, text and details several times over; beyond 8 KiB a peer would drop all of it."""
 _caller: ContextVar[str] = ContextVar("koopcast_caller")
 _log = structlog.get_logger("koopcast")
 
@@ -44,10 +48,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         idle: set while there are none.
     """
 
-    def __init__(self, identities: Identities, metrics: Metrics) -> None:
-        """Let these identities in."""
+    def __init__(self, identities: Identities, metrics: Metrics, stall_seconds: float) -> None:
+        """Let these identities in; end calls whose reader takes nothing for `stall_seconds`."""
         self._identities = identities
         self._metrics = metrics
+        self._stall_seconds = stall_seconds
         self.active = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -71,14 +76,24 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             handler.stream_stream or handler.unary_stream or handler.stream_unary or handler.unary_unary
         )
 
+        decode = handler.request_deserializer
+
+        def decoded(request: Any) -> Any:
+            many = handler.request_streaming
+            return _all_decoded(request, decode) if many else _decoded(request, decode)
+
         async def single(request: Any, context: Context) -> Any:
             async with self._call(method, authorization, context):
-                return await behavior(request, context)
+                return await behavior(decoded(request), context)
 
-        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._call(method, authorization, context):
-                async for response in behavior(request, context):
-                    yield response
+        async def stream(request: Any, context: Context) -> None:
+            # Not a generator: a call that is cancelled while it waits for its reader ends here, at once.
+            async with (
+                self._call(method, authorization, context),
+                aclosing(behavior(decoded(request), context)) as responses,
+            ):
+                async for response in responses:
+                    await self._write(context, response)
 
         kinds = {
             (False, False): (grpc.unary_unary_rpc_method_handler, single),
@@ -89,9 +104,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         make, wrapper = kinds[(handler.request_streaming, handler.response_streaming)]
         return make(
             wrapper,
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=None,  # bytes are read once their sender is known
             response_serializer=handler.response_serializer,
         )
+
+    async def _write(self, context: Context, response: Any) -> None:
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                await context.write(response)
+        except grpc.aio.InternalError:  # what a write says of a call whose reader is gone
+            raise asyncio.CancelledError from None
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the reader took nothing for {self._stall_seconds:.0f} s", reason="READER_STALLED"
+            ) from None
 
     @asynccontextmanager
     async def _call(self, method: str, authorization: str | None, context: Context) -> AsyncIterator[None]:
@@ -127,22 +153,42 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 async def abort(context: Context, error: KoopcastError) -> None:
     """Ends a call with the status of `error`."""
     details = status_of(error).SerializeToString()
-    await context.abort(error.code, str(error), trailing_metadata=((STATUS_DETAILS_KEY, details),))
+    await context.abort(
+        error.code, _clipped(str(error), _TEXT_BYTES), trailing_metadata=((STATUS_DETAILS_KEY, details),)
+    )
 
 
 def status_of(error: KoopcastError) -> status_pb2.Status:
     """The google.rpc.Status of an error: an ErrorInfo, and a BadRequest where a field is at fault."""
-    info = error_details_pb2.ErrorInfo(
-        reason=error.reason, domain=_ERROR_DOMAIN, metadata=dict(error.details)
-    )
-    status = status_pb2.Status(code=error.code.value[0], message=str(error))
+    text = _clipped(str(error), _TEXT_BYTES)
+    details = {name: _clipped(value, _DETAIL_BYTES) for name, value in error.details.items()}
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=_ERROR_DOMAIN, metadata=details)
+    status = status_pb2.Status(code=error.code.value[0], message=text)
     status.details.append(_packed(info))
-    if isinstance(error, InvalidArgument) and "field" in error.details:
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.details["field"], description=str(error)
-        )
+    if isinstance(error, InvalidArgument) and "field" in details:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=details["field"], description=text)
         status.details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
     return status
+
+
+def _clipped(text: str, limit: int) -> str:
+    """`text`, or its beginning where it is longer than `limit` bytes."""
+    encoded = text.encode(errors="replace")
+    return text if len(encoded) <= limit else encoded[: limit - 3].decode(errors="ignore") + "..."
+
+
+def _decoded(data: bytes, decode: Callable[[bytes], Any]) -> Any:
+    try:
+        return decode(data)
+    except DecodeError as error:
+        raise InvalidArgument(
+            f"the request is no message of this call: {error}", reason="BAD_MESSAGE"
+        ) from None
+
+
+async def _all_decoded(requests: AsyncIterator[bytes], decode: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    async for data in requests:
+        yield _decoded(data, decode)
 
 
 def _packed(message: Any) -> any_pb2.Any:

@@ -67,7 +67,10 @@ class Counters:
 
 @dataclass(eq=False)
 class Job:
-    """One training run. `segment`, `step` and `averaging` are those of the newest snapshot."""
+    """One training run. `segment`, `step` and `averaging` are those of the newest snapshot.
+
+    `device_lock` keeps the window as it is; `answer_lock`, taken before it, bounds answers under way to one.
+    """
 
     name: str
     owner: str
@@ -85,6 +88,7 @@ class Job:
     counters: Counters = field(default_factory=Counters)
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
     device_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    answer_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     upload: Upload | None = None
     digests: deque[tuple[int, bytes]] = field(default_factory=deque)
     predictions: OrderedDict[str, bool | None] = field(default_factory=OrderedDict)
@@ -100,8 +104,13 @@ class Job:
         while len(self.predictions) > _REMEMBERED_PREDICTIONS:
             self.predictions.popitem(last=False)
 
-    def report_outcome(self, prediction_id: str, *, accepted: bool) -> None:
-        """Counts a jump; the same report again changes nothing.
+    @property
+    def newest_segment(self) -> int:
+        """The highest segment in use, that of an upload under way included: a new writer begins above it."""
+        return max(self.segment, self.upload.segment if self.upload is not None else 0)
+
+    def report_outcome(self, prediction_id: str, *, accepted: bool) -> bool:
+        """Counts a jump; the same report again changes nothing. Returns whether it was the first.
 
         Raises:
             NotFound: no such prediction.
@@ -124,6 +133,7 @@ class Job:
                 reason="OUTCOME_REPORTED",
                 prediction=prediction_id,
             )
+        return before is None
 
     async def reports(self, engine: Engine) -> tuple[Block, ...]:
         """Operators of the window as it is now; computed once for each state of the window."""
@@ -271,7 +281,8 @@ class Jobs:
         needed = HeldWindow.bytes_needed(layout, spec.operator, spec.window_dtype)
         self._refuse_oversized(name, needed, existing.memory_bytes if existing is not None else 0)
         if existing is not None:
-            self.close(existing)
+            await self._replace(existing, owner, spec, mode)
+            self._refuse_oversized(name, needed, 0)  # others may have opened jobs while this one waited
         self._reserved_bytes += needed
         lease = WriterLease(self.lease_seconds)
         try:
@@ -291,15 +302,17 @@ class Jobs:
         self._jobs[name] = job
         return Opened(job, lease.grant(holder), resumed=False)
 
-    def close(self, job: Job) -> int:
-        """Frees a job's memory and name; returns the bytes."""
-        if job.closed:
-            return 0
-        job.closed = True
-        job.lease.release()
-        del self._jobs[job.name]
-        self._reserved_bytes -= job.memory_bytes
-        return job.memory_bytes
+    async def close(self, job: Job, lease_id: str) -> int:
+        """Frees a job's memory and name for its writer, when work on its window is over; returns the bytes.
+
+        Raises:
+            LeaseLost: another writer holds it.
+        """
+        async with job.device_lock:
+            if job.closed:
+                return 0
+            job.lease.renew(job.name, lease_id)
+            return self._free(job)
 
     def expire(self) -> list[str]:
         """Closes jobs that had no writer for longer than the time to live; returns their names."""
@@ -307,10 +320,25 @@ class Jobs:
             job
             for job in self._jobs.values()
             if not job.lease.held and job.lease.idle_seconds > self.job_ttl_seconds
+            if not job.device_lock.locked()  # a reader is at work: the next round
         ]
         for job in idle:
-            self.close(job)
+            self._free(job)
         return [job.name for job in idle]
+
+    async def _replace(self, job: Job, owner: str, spec: JobSpec, mode: OpenMode) -> None:
+        async with job.device_lock:
+            if not job.closed:
+                self._refuse_taken(job, owner, spec, mode)  # it may have got a writer while this one waited
+                self._free(job)
+
+    def _free(self, job: Job) -> int:
+        job.closed = True
+        job.lease.release()
+        job.window.free()
+        del self._jobs[job.name]
+        self._reserved_bytes -= job.memory_bytes
+        return job.memory_bytes
 
     def _refuse_taken(self, job: Job, owner: str, spec: JobSpec, mode: OpenMode) -> None:
         name = job.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ class Service:
             limit = self.engine.free_memory_bytes() // 2
         self.jobs = Jobs(self.engine, limit, settings.lease_seconds, settings.job_ttl_seconds)
         self._metrics = Metrics(self.jobs)
-        self._calls = CallInterceptor(self._identities, self._metrics)
+        self._calls = CallInterceptor(self._identities, self._metrics, settings.stall_seconds)
         self._health = health.aio.HealthServicer()
         self._tasks: list[asyncio.Task[None]] = []
         self._http: HttpServer | None = None
@@ -153,6 +154,8 @@ class Service:
             raise StartupError(f"the device {self.engine.device} does not compute: {error}") from error
 
     def _bind_grpc(self, address: str) -> str:
+        if address.startswith("unix:") and _answers(address.removeprefix("unix:")):
+            raise StartupError(f"cannot listen on {address}: another service answers there")
         try:
             if self._tls is None:
                 port = self._server.add_insecure_port(address)
@@ -184,6 +187,16 @@ class Service:
             await asyncio.sleep(min(_EXPIRY_SECONDS, self.jobs.job_ttl_seconds))
             for name in self.jobs.expire():
                 _log.info("job expired", job=name)
+
+
+def _answers(path: str) -> bool:
+    """Whether somebody listens on a Unix socket; gRPC would unlink it and take the place, silently."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError:  # no such socket, or one that a killed service left behind
+            return False
+        return True
 
 
 def _tls_of(settings: Settings) -> _Tls | None:

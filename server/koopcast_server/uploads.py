@@ -5,18 +5,21 @@ A snapshot touches nothing but the spare slot until its last byte was checked; o
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Final, Literal
 
 from koopcast.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, LeaseLost
 from koopcast.wire import checksum
-from koopcast_server.engine import Engine
+from koopcast_server.engine import Engine, finished
 from koopcast_server.jobs import Job
 
 __all__ = ["SnapshotIdentity", "Upload", "Verdict", "judge"]
 
 Verdict = Literal["new", "duplicate", "superseded"]
+_LAST_NUMBER: Final = 2**53
+_LARGEST_CHUNK_BYTES: Final = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,14 @@ def judge(job: Job, snapshot: SnapshotIdentity) -> Verdict:
     """What is to become of a snapshot: the rules of segments and steps.
 
     Raises:
-        InvalidArgument: segment 0, a step off the stride, another averaging length within a segment.
+        InvalidArgument: segment 0, a step off the stride, another averaging length within a segment, numbers
+            beyond 2**53.
         FailedPrecondition: a step that does not rise.
         AlreadyExists: the step is held with other bytes.
     """
-    if snapshot.segment < 1:
-        raise InvalidArgument("segment must be at least 1", field="segment")
+    for field, number, least in (("segment", snapshot.segment, 1), ("step", snapshot.step, 0)):
+        if not least <= number <= _LAST_NUMBER:
+            raise InvalidArgument(f"{field} must lie in {least}..2**53, not {number}", field=field)
     if snapshot.segment < job.segment:
         return "superseded"
     if snapshot.segment > job.segment or not job.window.snapshots_held:
@@ -103,6 +108,11 @@ class Upload:
         self.received_bytes = 0
         job.upload = self
 
+    @property
+    def segment(self) -> int:
+        """Segment of the snapshot under way."""
+        return self._snapshot.segment
+
     async def land(self, offset: int, data: bytes, crc32c: int) -> None:
         """Checks a chunk and writes it where it belongs.
 
@@ -118,6 +128,12 @@ class Upload:
                 field="offset",
                 expected=self.received_bytes,
             )
+        if len(data) > _LARGEST_CHUNK_BYTES:
+            raise InvalidArgument(
+                f"a chunk has at most {_LARGEST_CHUNK_BYTES} bytes, not {len(data)}",
+                field="data",
+                limit=_LARGEST_CHUNK_BYTES,
+            )
         if offset + len(data) > self._job.layout.nbytes:
             raise InvalidArgument(
                 f"the snapshot has {self._job.layout.nbytes} bytes; this chunk ends at {offset + len(data)}",
@@ -129,13 +145,14 @@ class Upload:
             await self._engine.run(self._land, offset, data, crc32c)
         self.received_bytes += len(data)
 
-    async def commit(self) -> int:
-        """Publishes the snapshot; returns how many are held now.
+    async def commit(self) -> Verdict:
+        """Publishes the snapshot, unless the upload that this one replaced did so in the meantime.
 
         Raises:
             InvalidArgument: bytes are missing.
             DataLoss: the digest does not match.
             LeaseLost: as `land`.
+            KoopcastError: as `judge`, for what came in between.
         """
         job, snapshot = self._job, self._snapshot
         if self.received_bytes != job.layout.nbytes:
@@ -149,15 +166,20 @@ class Upload:
             )
         async with job.device_lock:
             self._check_current()
-            starts_segment = snapshot.segment > job.segment
-            await self._engine.run(job.window.publish, starts_segment=starts_segment)
-            self._note(starts_segment=starts_segment)
-            return job.window.snapshots_held
+            verdict = judge(job, snapshot)
+            if verdict == "new":  # once begun it ends, cancelled or not: window and notes must agree
+                await finished(asyncio.ensure_future(self._publish()))
+            return verdict
 
     def end(self) -> None:
         """Gives the spare slot back."""
         if self._job.upload is self:
             self._job.upload = None
+
+    async def _publish(self) -> None:
+        starts_segment = self._snapshot.segment > self._job.segment
+        await self._engine.run(self._job.window.publish, starts_segment=starts_segment)
+        self._note(starts_segment=starts_segment)
 
     def _land(self, offset: int, data: bytes, crc32c: int) -> None:
         self._job.window.land(offset, data, crc32c)
