@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
+from koopcast.arguments import check_finite
 from koopcast.channel import Connection
 from koopcast.embedded import EmbeddedService, acquire_embedded
 from koopcast.errors import ArgumentTypeError, ArgumentValueError, KoopcastError
@@ -58,17 +59,20 @@ def connect(
             to another host.
         MissingExtra: `target` is None and the server is not installed.
     """
+    timeout_seconds = check_finite("timeout_seconds", timeout_seconds)
     if not timeout_seconds > 0:
         raise ArgumentValueError(
             f"timeout_seconds must be > 0, not {timeout_seconds}", field="timeout_seconds"
         )
-    embedded = acquire_embedded() if target is None else None
+    if target is None:
+        if ca is not None:
+            raise ArgumentValueError(
+                "the embedded service (target=None) has no TLS: leave ca out", field="ca"
+            )
+        embedded = acquire_embedded()
+        return Client(Connection(embedded.target), timeout_seconds, embedded)
     token = token if token is not None else os.environ.get("KOOPCAST_TOKEN")
-    address = embedded.target if embedded is not None else str(target)
-    if target is not None and not isinstance(target, str):
-        raise ArgumentTypeError(f"target must be a string or None, not {target!r}", field="target")
-    connection = Connection(address, token=None if embedded else token, ca=ca, insecure=insecure)
-    return Client(connection, timeout_seconds, embedded)
+    return Client(Connection(target, token=token, ca=ca, insecure=insecure), timeout_seconds, None)
 
 
 class Client:
@@ -85,6 +89,7 @@ class Client:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._heartbeat: threading.Thread | None = None
+        self._process_id = os.getpid()
 
     @property
     def target(self) -> str:
@@ -130,7 +135,11 @@ class Client:
             name, tensors, stride, operator, if_exists, window_dtype, wire_dtype, take_over=take_over
         )
         layout = Layout({key: describe(key, array) for key, array in tensors.items()})
-        timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
+        timeout = (
+            self._timeout_seconds
+            if timeout_seconds is None
+            else check_finite("timeout_seconds", timeout_seconds)
+        )
         response = self._connection.call(
             lambda channel: job_pb2_grpc.JobServiceStub(channel).OpenJob, request, timeout
         )
@@ -171,17 +180,19 @@ class Client:
     def close(self) -> None:
         """Releases the leases of jobs still open (they stay for the next writer) and closes the connection.
 
-        Does nothing the second time; never raises for a service that is gone.
+        Does nothing the second time; never raises for a service that is gone. In a process forked from the one
+        that opened them, the leases are left alone.
         """
-        if self._closing.is_set():
-            return
-        self._closing.set()
         with self._lock:
-            jobs = list(self._jobs)
+            if self._closing.is_set():
+                return
+            self._closing.set()
+            jobs = list(self._jobs) if self._process_id == os.getpid() else []
+        deadline = time.monotonic() + _CLOSE_TIMEOUT_SECONDS  # for all of them together
         for job in jobs:
             if not job.closed:
                 with contextlib.suppress(KoopcastError):
-                    job.close(keep=True, timeout_seconds=_CLOSE_TIMEOUT_SECONDS)
+                    job.close(keep=True, timeout_seconds=max(0.0, deadline - time.monotonic()))
         self._connection.close()
         if self._heartbeat is not None and self._heartbeat is not threading.current_thread():
             self._heartbeat.join(timeout=_CLOSE_TIMEOUT_SECONDS)

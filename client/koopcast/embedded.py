@@ -1,7 +1,7 @@
 """The embedded service: the same gRPC server inside this process, on a private Unix socket.
 
-One a process, reference-counted: started for the first client, stopped with the last, never inherited across
-`fork` (a child that asks gets one of its own).
+One a process, reference-counted: started for the first client, stopped with the last or with the interpreter,
+never inherited across `fork`. gRPC cannot start another one in a forked process: a child that asks is told so.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import threading
 from typing import Protocol
 
-from koopcast.errors import MissingExtra
+from koopcast.errors import FailedPrecondition, MissingExtra
 
 __all__ = ["EmbeddedService", "acquire_embedded"]
 
@@ -54,6 +54,8 @@ class EmbeddedService:
 
 _lock = threading.Lock()
 _current: EmbeddedService | None = None
+_first_process_id: int | None = None
+"""The process that first started one; its children by fork cannot."""
 
 
 def acquire_embedded() -> EmbeddedService:
@@ -61,11 +63,19 @@ def acquire_embedded() -> EmbeddedService:
 
     Raises:
         MissingExtra: the server is not installed.
+        FailedPrecondition: this process was forked from one that started it.
     """
-    global _current  # noqa: PLW0603  # one service a process is the contract
+    global _current, _first_process_id  # noqa: PLW0603  # one service a process is the contract
     with _lock:
-        if _current is None or _current.process_id != os.getpid():
+        if _first_process_id not in {None, os.getpid()}:
+            raise FailedPrecondition(
+                "the embedded service (target=None) cannot be started in a process forked from one that started "
+                "it: start processes with the 'spawn' method, or give the address of a running service",
+                reason="FORKED",
+            )
+        if _current is None:
             _current = EmbeddedService(_start())
+            _first_process_id = os.getpid()
         return _current.acquire()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,18 @@ from typing import Any, Self, overload
 import grpc
 
 from koopcast.answers import read_answers
+from koopcast.arguments import check_finite, check_horizons, check_operators, check_whole, loss_or_none
 from koopcast.channel import Connection, error_from_call
-from koopcast.errors import ArgumentTypeError, ArgumentValueError, Cancelled, FailedPrecondition
+from koopcast.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InternalError,
+    KoopcastError,
+    Unavailable,
+)
 from koopcast.messages import override_to_message, tensors_to_messages
 from koopcast.operator import Operator
 from koopcast.prediction import Prediction, Tensors
@@ -37,7 +47,8 @@ SLOWEST_LINK_BYTES_PER_SECOND = 10e6
 class Job:
     """One training run at the service. Made by `Client.open_job`; safe to use from several threads.
 
-    The writer holds a lease: any call renews it, and the client's heartbeat does while nothing is called.
+    The writer holds a lease: any call but `status` renews it, and the client's heartbeat does while nothing is
+    called.
 
     Attributes:
         name: the job's name.
@@ -106,10 +117,9 @@ class Job:
             LeaseLost, NotFound, Unavailable, DeadlineExceeded: as their names say.
         """
         self._check_open()
-        _check_whole("step", step, 0)
-        _check_whole("averaging", averaging, 1)
-        if clock is not None:
-            _check_finite("clock", clock)
+        step = check_whole("step", step, 0)
+        averaging = check_whole("averaging", averaging, 1, 2**32 - 1)
+        clock = None if clock is None else check_finite("clock", clock)
         with self._push_lock:
             packed = self._layout.pack(tensors)
             segment = self.segment
@@ -129,11 +139,14 @@ class Job:
                 result = upload.run(
                     self._connection, self._connection.metadata, self._deadline(timeout_seconds, len(packed))
                 )
+            except (DeadlineExceeded, Unavailable, Cancelled, InternalError):
+                self._last = None  # it may have been accepted: the next answer must bring its own base
+                raise
             finally:
                 self.bytes_sent += upload.bytes_sent
             self._touch()
             self.snapshots_held = result.snapshots_held
-            if result.outcome != "superseded":
+            if self._is_newest(result, segment, step):
                 self._last = (segment, step, packed)
             return result
 
@@ -190,22 +203,18 @@ class Job:
             InvalidArgument: `from_step` before the last snapshot.
         """
         self._check_open()
-        horizons = _check_horizons(horizon)
-        if from_step is not None:
-            _check_whole("from_step", from_step, 0)
-        if operators is not None and not operators:
-            raise ArgumentValueError(
-                "operators must hold at least one Operator, or be None", field="operators"
-            )
+        horizons = check_horizons(horizon)
+        from_step = None if from_step is None else check_whole("from_step", from_step, 0)
+        overrides = check_operators(operators)
         request = prediction_pb2.PredictAheadRequest(
             job=self.name,
             lease_id=self._lease_id,
             horizons=horizons,
             from_step=from_step,
-            operators=[override_to_message(operator) for operator in operators or ()],
+            operators=[override_to_message(operator) for operator in overrides],
             include_base=self._last is None,
         )
-        answer_bytes = 8 * self._layout.elements * len(horizons) * max(1, len(operators or ()))
+        answer_bytes = 8 * self._layout.elements * len(horizons) * max(1, len(overrides))
         predictions = self._answers(request, self._deadline(timeout_seconds, answer_bytes))
         single = operators is None and not isinstance(horizon, Sequence)
         return predictions[0] if single else predictions
@@ -224,13 +233,18 @@ class Job:
             NotFound: the job, or the prediction, is not known.
         """
         self._check_open()
+        prediction_id = prediction.id if isinstance(prediction, Prediction) else prediction
+        if not isinstance(prediction_id, str):
+            raise ArgumentTypeError(
+                f"prediction must be a Prediction or its id, not {prediction!r}", field="prediction"
+            )
         request = prediction_pb2.ReportOutcomeRequest(
             job=self.name,
             lease_id=self._lease_id,
-            prediction_id=prediction.id if isinstance(prediction, Prediction) else prediction,
-            accepted=accepted,
-            loss_before=loss_before,
-            loss_after=loss_after,
+            prediction_id=prediction_id,
+            accepted=bool(accepted),
+            loss_before=loss_or_none("loss_before", loss_before),
+            loss_after=loss_or_none("loss_after", loss_after),
         )
         self._connection.call(
             lambda channel: prediction_pb2_grpc.PredictionServiceStub(channel).ReportOutcome,
@@ -297,7 +311,11 @@ class Job:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the job; after an exception keep it for the next writer, since the run may come back."""
-        self.close(keep=kind is not None)
+        if kind is None:
+            self.close()
+            return
+        with contextlib.suppress(KoopcastError):  # the block's own exception is the one to hear of
+            self.close(keep=True)
 
     def _answers(
         self, request: prediction_pb2.PredictAheadRequest, deadline_seconds: float
@@ -305,7 +323,10 @@ class Job:
         try:
             stub = prediction_pb2_grpc.PredictionServiceStub(self._connection.channel())
             answers = stub.PredictAhead(request, timeout=deadline_seconds, metadata=self._connection.metadata)
-            predictions, received = read_answers(answers, self._layout, self._base_lookup())
+            try:
+                predictions, received = read_answers(answers, self._layout, self._base_lookup())
+            finally:
+                answers.cancel()  # an answer that is not read to its end must not keep the service waiting
         except grpc.RpcError as error:
             raise error_from_call(error, self._connection.target) from None
         except ValueError as error:
@@ -315,6 +336,11 @@ class Job:
         self.bytes_received += received
         self._touch()
         return predictions
+
+    def _is_newest(self, result: PushResult, segment: int, step: int) -> bool:
+        if result.outcome == "superseded":
+            return False
+        return result.outcome == "accepted" or self._last is None or (segment, step) > self._last[:2]
 
     def _base_lookup(self) -> Any:
         last, layout = self._last, self._layout
@@ -334,7 +360,7 @@ class Job:
 
     def _deadline(self, timeout_seconds: float | None, transfer_bytes: int) -> float:
         if timeout_seconds is not None:
-            return timeout_seconds
+            return check_finite("timeout_seconds", timeout_seconds)
         return self._timeout_seconds + transfer_bytes / SLOWEST_LINK_BYTES_PER_SECOND
 
     def _touch(self) -> None:
@@ -343,28 +369,3 @@ class Job:
     def _check_open(self) -> None:
         if self._closed:
             raise FailedPrecondition(f"job {self.name!r} was closed here; open it again", reason="JOB_CLOSED")
-
-
-def _check_whole(field: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ArgumentTypeError(f"{field} must be a whole number, not {value!r}", field=field)
-    if not least <= value <= 2**53:
-        raise ArgumentValueError(f"{field} must lie in {least}..2**53, not {value}", field=field)
-
-
-def _check_finite(field: str, value: Any) -> None:
-    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
-        raise ArgumentTypeError(f"{field} must be a number, not {value!r}", field=field)
-    if not math.isfinite(value):
-        raise ArgumentValueError(f"{field} must be finite, not {value}", field=field)
-
-
-def _check_horizons(horizon: Sequence[float] | float) -> list[float]:
-    horizons = list(horizon) if isinstance(horizon, Sequence) and not isinstance(horizon, str) else [horizon]
-    if not horizons:
-        raise ArgumentValueError("at least one horizon is needed", field="horizon")
-    for value in horizons:
-        _check_finite("horizon", value)
-        if value <= 0:
-            raise ArgumentValueError(f"horizon must be > 0 trainer steps, not {value}", field="horizon")
-    return [float(value) for value in horizons]

@@ -48,7 +48,7 @@ class Block:
     eigenvalues: tuple[complex, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # each is itself only: arrays do not compare to one bool
 class Prediction:
     """The weights' displacement from `from_step` to `from_step + steps`, as the operator foretells it.
 

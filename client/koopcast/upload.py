@@ -64,7 +64,10 @@ class Upload:
         try:
             stub = snapshot_pb2_grpc.SnapshotServiceStub(connection.channel())
             answers = stub.PushSnapshot(self._messages(), timeout=timeout_seconds, metadata=metadata)
-            return self._read(answers)
+            try:
+                return self._read(answers)
+            finally:
+                answers.cancel()  # interrupted, say from the keyboard: the service need not wait for the rest
         except grpc.RpcError as error:
             raise error_from_call(error, connection.target) from None
         except ValueError as error:

@@ -188,6 +188,9 @@ async def _serve(settings: Settings) -> None:
     sys.stdout.flush()
     await stop.wait()
     await service.drain()
+    for number in (signal.SIGTERM, signal.SIGINT):  # a second one must not turn a clean end into a failure
+        asyncio.get_running_loop().remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _fail(message: str, status: int = _EXIT_USAGE) -> NoReturn:

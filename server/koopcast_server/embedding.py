@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
 import shutil
 import tempfile
 import threading
@@ -33,6 +35,7 @@ class Embedded:
         """
         self._directory = Path(tempfile.mkdtemp(prefix=_DIRECTORY_PREFIX))  # mkdtemp makes it 0700
         self.target = f"unix:{self._directory / 'socket'}"
+        self._process_id = os.getpid()
         self._started: Future[None] = Future()
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -43,9 +46,13 @@ class Embedded:
         except BaseException:
             shutil.rmtree(self._directory, ignore_errors=True)
             raise
+        atexit.register(self.stop)  # for clients that are never closed
 
     def stop(self) -> None:
-        """Stops the service and removes its directory."""
+        """Stops the service and removes its directory; nothing in a process forked from its own."""
+        if self._process_id != os.getpid():
+            return
+        atexit.unregister(self.stop)
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(timeout=_STOP_SECONDS)
