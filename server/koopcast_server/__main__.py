@@ -134,7 +134,16 @@ def jobs(
             statuses = client.jobs()
     except koopcast.KoopcastError as error:
         _fail(str(error), status=1)
-    table = Table(Column("job", no_wrap=True), "step", "snapshots", "parameters", "memory", "jumps", "writer", "last push")
+    table = Table(
+        Column("job", no_wrap=True),
+        "step",
+        "snapshots",
+        "parameters",
+        "memory",
+        "jumps",
+        "writer",
+        "last push",
+    )
     for status in statuses:
         table.add_row(
             status.name,

@@ -26,7 +26,8 @@ from koopcast.v1 import (
 )
 from koopcast_server.config import AUTO_MEMORY_LIMIT, Settings
 from koopcast_server.engine import Engine
-from koopcast_server.grpc_api import JobService, PredictionService, SnapshotService
+from koopcast_server.grpc_api import JobService, SnapshotService
+from koopcast_server.grpc_predictions import PredictionService
 from koopcast_server.identity import Identities
 from koopcast_server.interceptor import CallInterceptor
 from koopcast_server.jobs import Jobs

@@ -13,7 +13,7 @@ from typing import Final, Literal
 from koopcast.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, LeaseLost
 from koopcast.wire import checksum
 from koopcast_server.engine import Engine, finished
-from koopcast_server.jobs import Job
+from koopcast_server.job import Job
 
 __all__ = ["SnapshotIdentity", "Upload", "Verdict", "judge"]
 

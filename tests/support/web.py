@@ -12,7 +12,8 @@ from koopcast.wire import TensorSpec
 from koopcast_server import http_api
 from koopcast_server.http_models import Problem
 from koopcast_server.identity import Identities
-from koopcast_server.jobs import Jobs, JobSpec, OpenMode
+from koopcast_server.job import JobSpec
+from koopcast_server.jobs import Jobs, OpenMode
 from koopcast_server.metrics import Metrics
 
 SPEC = JobSpec((("w", TensorSpec("float32", (4,))),), 1, Operator(), "float32", "float32")

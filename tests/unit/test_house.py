@@ -37,22 +37,22 @@ NO_IO = {"asyncio", "io", "logging", "os", "pathlib", "socket", "subprocess", "t
 MAY_NOT_IMPORT = {
     "koopcast_server.held_window": [
         "engine",
-        "jobs",
+        "job",
         "leases",
         "uploads",
         "metrics",
-        "grpc_api",
+        "grpc_",
         "http_",
         "service",
     ],
-    "koopcast_server.engine": ["jobs", "leases", "uploads", "metrics", "grpc_api", "http_", "service"],
-    "koopcast_server.jobs": ["metrics", "grpc_api", "http_", "interceptor", "service"],
-    "koopcast_server.leases": ["jobs", "uploads", "metrics", "grpc_api", "http_", "interceptor", "service"],
-    "koopcast_server.uploads": ["metrics", "grpc_api", "http_", "interceptor", "service"],
-    "koopcast_server.grpc_api": ["http_", "service", "koopman"],
-    "koopcast_server.http_": ["grpc_api", "interceptor", "service", "koopman", "engine"],
+    "koopcast_server.engine": ["job", "leases", "uploads", "metrics", "grpc_", "http_", "service"],
+    "koopcast_server.job": ["metrics", "grpc_", "http_", "interceptor", "service"],
+    "koopcast_server.leases": ["job", "uploads", "metrics", "grpc_", "http_", "interceptor", "service"],
+    "koopcast_server.uploads": ["metrics", "grpc_", "http_", "interceptor", "service"],
+    "koopcast_server.grpc_": ["http_", "service", "koopman"],
+    "koopcast_server.http_": ["grpc_", "interceptor", "service", "koopman", "engine"],
 }
-"""grpc_api, http_api -> jobs -> engine -> koopman, window; by prefixes of module names."""
+"""grpc_*, http_* -> jobs -> engine -> koopman, window; by prefixes of module names."""
 TRANSPORTS = {"grpc", "grpc_health", "fastapi", "starlette", "uvicorn"}
 
 

@@ -1,0 +1,182 @@
+"""One job: what it is made of, what happened to it, and what may be said of it.
+
+Its state changes on the event loop only; work on its window, which waits for the engine, holds its `device_lock`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from koopcast.errors import AlreadyExists, NotFound
+from koopcast.operator import Operator
+from koopcast.prediction import Block
+from koopcast.status import JobStatus
+from koopcast.wire import Layout, TensorSpec
+from koopcast_server.engine import Engine
+from koopcast_server.held_window import HeldWindow
+from koopcast_server.leases import WriterLease
+
+if TYPE_CHECKING:
+    from koopcast_server.uploads import Upload
+
+__all__ = ["Job", "JobSpec", "difference"]
+
+_REMEMBERED_PREDICTIONS: Final = 1024
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What a job is made of; two writers mean the same job when these are equal.
+
+    Attributes:
+        tensors: name and spec of each tensor, in order.
+        stride: trainer steps between two snapshots.
+        operator: operator settings.
+        window_dtype: element type of the stored velocities.
+        wire_dtype: element type of answers.
+    """
+
+    tensors: tuple[tuple[str, TensorSpec], ...]
+    stride: int
+    operator: Operator
+    window_dtype: str
+    wire_dtype: str
+
+
+@dataclass
+class Counters:
+    """What happened to a job since it was made."""
+
+    snapshots_accepted: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    predictions: int = 0
+    jumps_accepted: int = 0
+    jumps_rejected: int = 0
+    last_prediction_seconds: float = 0.0
+    pushed: datetime | None = None
+
+
+@dataclass(eq=False)
+class Job:
+    """One training run. `segment`, `step` and `averaging` are those of the newest snapshot.
+
+    `device_lock` keeps the window as it is; `answer_lock`, taken before it, bounds answers under way to one.
+    """
+
+    name: str
+    owner: str
+    spec: JobSpec
+    layout: Layout
+    window: HeldWindow
+    memory_bytes: int
+    lease: WriterLease
+    segment: int = 0
+    step: int = 0
+    averaging: int = 1
+    clock: float | None = None
+    closed: bool = False
+    version: int = 0
+    counters: Counters = field(default_factory=Counters)
+    created: datetime = field(default_factory=lambda: datetime.now(UTC))
+    device_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    answer_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    upload: Upload | None = None
+    digests: deque[tuple[int, bytes]] = field(default_factory=deque)
+    predictions: OrderedDict[str, bool | None] = field(default_factory=OrderedDict)
+    _reports: tuple[int, tuple[Block, ...]] = (-1, ())
+
+    def digest_of(self, step: int) -> bytes | None:
+        """Digest of the held snapshot of a step of this segment, None where none is held."""
+        return next((digest for held, digest in self.digests if held == step), None)
+
+    def remember_prediction(self, prediction_id: str) -> None:
+        """Keeps the id, so that an outcome can be reported; the oldest ones are forgotten."""
+        self.predictions[prediction_id] = None
+        while len(self.predictions) > _REMEMBERED_PREDICTIONS:
+            self.predictions.popitem(last=False)
+
+    @property
+    def newest_segment(self) -> int:
+        """The highest segment in use, that of an upload under way included: a new writer begins above it."""
+        return max(self.segment, self.upload.segment if self.upload is not None else 0)
+
+    def report_outcome(self, prediction_id: str, *, accepted: bool) -> bool:
+        """Counts a jump; the same report again changes nothing. Returns whether it was the first.
+
+        Raises:
+            NotFound: no such prediction.
+            AlreadyExists: it was reported with the other outcome.
+        """
+        if prediction_id not in self.predictions:
+            raise NotFound(
+                f"job {self.name!r} has no prediction {prediction_id!r} (the last {_REMEMBERED_PREDICTIONS} are known)",
+                reason="UNKNOWN_PREDICTION",
+                prediction=prediction_id,
+            )
+        before = self.predictions[prediction_id]
+        if before is None:
+            self.predictions[prediction_id] = accepted
+            self.counters.jumps_accepted += accepted
+            self.counters.jumps_rejected += not accepted
+        elif before != accepted:
+            raise AlreadyExists(
+                f"prediction {prediction_id!r} was reported as {'accepted' if before else 'rejected'} before",
+                reason="OUTCOME_REPORTED",
+                prediction=prediction_id,
+            )
+        return before is None
+
+    async def reports(self, engine: Engine) -> tuple[Block, ...]:
+        """Operators of the window as it is now; computed once for each state of the window."""
+        async with self.device_lock:
+            if self._reports[0] != self.version and not self.closed:
+                self._reports = (self.version, await engine.run(self.window.reports))
+            return self._reports[1]
+
+    def describe(self, blocks: tuple[Block, ...] = ()) -> JobStatus:
+        """The job's state."""
+        counters = self.counters
+        return JobStatus(
+            name=self.name,
+            owner=self.owner,
+            tensors=dict(self.spec.tensors),
+            stride=self.spec.stride,
+            operator=self.spec.operator,
+            window_dtype=self.spec.window_dtype,
+            wire_dtype=self.spec.wire_dtype,
+            segment=self.segment,
+            step=self.step if self.window.snapshots_held else None,
+            snapshots_held=self.window.snapshots_held,
+            snapshots_accepted=counters.snapshots_accepted,
+            parameters=self.layout.elements,
+            memory_bytes=self.memory_bytes,
+            bytes_received=counters.bytes_received,
+            bytes_sent=counters.bytes_sent,
+            predictions=counters.predictions,
+            jumps_accepted=counters.jumps_accepted,
+            jumps_rejected=counters.jumps_rejected,
+            last_prediction_seconds=counters.last_prediction_seconds,
+            created=self.created,
+            pushed=counters.pushed,
+            lease=self.lease.describe(),
+            blocks=blocks,
+        )
+
+
+def difference(held: JobSpec, asked: JobSpec) -> str:
+    """What differs between two specs, in words."""
+    if replace(held, tensors=asked.tensors) == asked:
+        ours, theirs = dict(held.tensors), dict(asked.tensors)
+        changed = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        return f"tensors differ: {', '.join(changed[:3])}" if changed else "tensors are in another order"
+    fields = [
+        f
+        for f in ("stride", "operator", "window_dtype", "wire_dtype")
+        if getattr(held, f) != getattr(asked, f)
+    ]
+    return "; ".join(f"{f} is {getattr(held, f)}, asked for {getattr(asked, f)}" for f in fields)
