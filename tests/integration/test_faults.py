@@ -163,7 +163,8 @@ def test_replacing_and_closing_during_an_upload_frees_the_memory(
         assert next(call).HasField("ready")
         calls.append(call)  # not collected: that would cancel it
         sizes.append(process.memory_info().rss)
-    assert sizes[-1] - sizes[0] < 3 * weights["w"].nbytes
+    # Kept, each round's window would add at least four times a snapshot; the allocator's own ups and downs are two.
+    assert sizes[-1] - sizes[0] < 10 * weights["w"].nbytes
 
 
 def test_a_duplicate_of_an_older_step_keeps_the_weights_at_hand(
@@ -292,20 +293,29 @@ def test_the_interpreter_ends_with_clients_open_and_leaves_no_directory(tmp_path
 
 
 def test_a_forked_child_uses_its_own_connection_and_leaves_the_lease() -> None:
+    """gRPC skips its fork handlers where one of its threads is busy at that moment; the child's call may then fail.
+
+    The parent must not notice in either case.
+    """
     code = (
-        "client = koopcast.connect(sys.argv[1])\n"
+        "client = koopcast.connect(sys.argv[1], timeout_seconds=10)\n"
         "job = client.open_job('forked', W, stride=1)\n"
         "job.push(0, W)\n"
         "child = os.fork()\n"
         "if child == 0:\n"
-        "    print(client.job_status('forked').step, flush=True)\n"
+        "    try:\n"
+        "        print(client.job_status('forked').step, flush=True)\n"
+        "    except koopcast.KoopcastError as error:\n"
+        "        print(error.code.name, flush=True)\n"
         "    client.close()\n"
         "    os._exit(0)\n"
         "print(os.waitpid(child, 0)[1], job.push(1, W).outcome)\n"
     )
     with running_service("--http", "off") as service:
         done = python(code, service.target)
-    assert done.stdout.split("\n")[:2] == ["0", "0 accepted"], done.stderr
+    of_child, of_parent = done.stdout.split("\n")[:2]
+    assert of_parent == "0 accepted", done.stderr
+    assert of_child in {"0", "UNAVAILABLE", "DEADLINE_EXCEEDED"}, done.stderr
 
 
 def test_a_forked_child_is_told_that_it_cannot_embed_a_service() -> None:
