@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from koopcast.errors import LeaseLost
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PredictionService"]
 
+_Response = prediction_pb2.PredictAheadResponse | bytes
+"""A response, or one that is serialised already."""
+
 _COMBINED_BYTES: Final = 64 << 20
 """Displacements combined before they are read: small answers keep no push waiting for a slow reader."""
 
@@ -49,9 +52,9 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
         self._jobs = jobs
         self._metrics = metrics
 
-    async def PredictAhead(  # noqa: N802
+    async def PredictAhead(  # type: ignore[override]  # noqa: N802  # some responses come serialised
         self, request: prediction_pb2.PredictAheadRequest, context: Context
-    ) -> AsyncIterator[prediction_pb2.PredictAheadResponse]:
+    ) -> AsyncIterator[_Response]:
         """For each operator, for each horizon: one report, then chunks of displacement."""
         started = time.perf_counter()
         engine, job = self._jobs.engine, self._asked(request)
@@ -128,9 +131,7 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
         )
         return prediction_pb2.PredictAheadResponse(report=report)
 
-    async def _base(
-        self, job: Job, flat: torch.Tensor, step: int
-    ) -> AsyncIterator[prediction_pb2.PredictAheadResponse]:
+    async def _base(self, job: Job, flat: torch.Tensor, step: int) -> AsyncIterator[_Response]:
         dtype = job.window.storage_dtype
         base = prediction_pb2.BaseSnapshot(
             step=step, total_bytes=job.layout.elements * ELEMENT_BYTES[dtype], dtype=DTYPE_NUMBERS[dtype]
@@ -142,13 +143,21 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
     async def _displacement(self, job: Job, answer: Answer) -> torch.Tensor | None:
         return await self._jobs.engine.run(job.window.displacement, answer) if answer.moved else None
 
-    async def _chunks(
-        self, flat: torch.Tensor | None, dtype: str, job: Job
-    ) -> AsyncIterator[prediction_pb2.PredictAheadResponse]:
+    async def _chunks(self, flat: torch.Tensor | None, dtype: str, job: Job) -> AsyncIterator[_Response]:
         chunks = narrowed_chunks(flat, dtype) if flat is not None else iter(())
-        while (piece := await self._jobs.engine.run(next, chunks, None)) is not None:
-            offset, data = piece
-            job.counters.bytes_sent += len(data)
-            self._metrics.sent_bytes.inc(len(data))
-            chunk = prediction_pb2.DisplacementChunk(offset=offset, data=data, crc32c=checksum(data))
-            yield prediction_pb2.PredictAheadResponse(chunk=chunk)
+        while (piece := await self._jobs.engine.run(_next_chunk, chunks)) is not None:
+            byte_count, message = piece
+            job.counters.bytes_sent += byte_count
+            self._metrics.sent_bytes.inc(byte_count)
+            yield message
+
+
+def _next_chunk(chunks: Iterator[tuple[int, bytes]]) -> tuple[int, bytes] | None:
+    """Bytes of data, and the whole response serialised: a megabyte is copied on a worker, not on the event loop."""
+    piece = next(chunks, None)
+    if piece is None:
+        return None
+    offset, data = piece
+    response = prediction_pb2.PredictAheadResponse()
+    response.chunk.offset, response.chunk.crc32c, response.chunk.data = offset, checksum(data), data
+    return len(data), response.SerializeToString()

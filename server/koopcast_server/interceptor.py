@@ -17,6 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from koopcast.channel import STATUS_DETAILS_KEY
 from koopcast.errors import DeadlineExceeded, InternalError, InvalidArgument, KoopcastError
+from koopcast_server.engine import Engine
 from koopcast_server.identity import Identities
 from koopcast_server.metrics import Metrics
 
@@ -32,6 +33,7 @@ _TEXT_BYTES: Final = 640
 _DETAIL_BYTES: Final = 160
 """An error travels in headers, text and details several times over; beyond 8 KiB a peer would drop all of it."""
 _caller: ContextVar[str] = ContextVar("koopcast_caller")
+_LARGE_BYTES: Final = 64 << 10
 _log = structlog.get_logger("koopcast")
 
 
@@ -48,10 +50,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         idle: set while there are none.
     """
 
-    def __init__(self, identities: Identities, metrics: Metrics, stall_seconds: float) -> None:
+    def __init__(
+        self, identities: Identities, metrics: Metrics, engine: Engine, stall_seconds: float
+    ) -> None:
         """Let these identities in; end calls whose reader takes nothing for `stall_seconds`."""
         self._identities = identities
         self._metrics = metrics
+        self._engine = engine
         self._stall_seconds = stall_seconds
         self.active = 0
         self.idle = asyncio.Event()
@@ -79,8 +84,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         decode = handler.request_deserializer
 
         def decoded(request: Any) -> Any:
-            many = handler.request_streaming
-            return _all_decoded(request, decode) if many else _decoded(request, decode)
+            if handler.request_streaming:
+                return self._all_decoded(request, decode)
+            return _decoded(request, decode)
 
         async def single(request: Any, context: Context) -> Any:
             async with self._call(method, authorization, context):
@@ -105,8 +111,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return make(
             wrapper,
             request_deserializer=None,  # bytes are read once their sender is known
-            response_serializer=handler.response_serializer,
+            response_serializer=_unless_bytes(handler.response_serializer),
         )
+
+    async def _all_decoded(
+        self, requests: AsyncIterator[bytes], decode: Callable[[bytes], Any]
+    ) -> AsyncIterator[Any]:
+        """Decodes a stream; large messages on a worker thread, so that the event loop stays free for others."""
+        async for data in requests:
+            if len(data) > _LARGE_BYTES:
+                yield await self._engine.run(_decoded, data, decode)
+            else:
+                yield _decoded(data, decode)
 
     async def _write(self, context: Context, response: Any) -> None:
         try:
@@ -186,9 +202,9 @@ def _decoded(data: bytes, decode: Callable[[bytes], Any]) -> Any:
         ) from None
 
 
-async def _all_decoded(requests: AsyncIterator[bytes], decode: Callable[[bytes], Any]) -> AsyncIterator[Any]:
-    async for data in requests:
-        yield _decoded(data, decode)
+def _unless_bytes(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Handlers may give messages that a worker thread has serialised already."""
+    return lambda message: message if isinstance(message, bytes) else serialize(message)
 
 
 def _packed(message: Any) -> any_pb2.Any:

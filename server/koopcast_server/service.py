@@ -97,7 +97,7 @@ class Service:
             limit = self.engine.free_memory_bytes() // 2
         self.jobs = Jobs(self.engine, limit, settings.lease_seconds, settings.job_ttl_seconds)
         self._metrics = Metrics(self.jobs)
-        self._calls = CallInterceptor(self._identities, self._metrics, settings.stall_seconds)
+        self._calls = CallInterceptor(self._identities, self._metrics, self.engine, settings.stall_seconds)
         self._health = health.aio.HealthServicer()
         self._tasks: list[asyncio.Task[None]] = []
         self._http: HttpServer | None = None
