@@ -53,6 +53,7 @@ class Engine:
         self.device = _resolve(device)
         if threads:
             torch.set_num_threads(threads)
+        self._workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="koopcast-engine", initializer=_step_back)
         self._places = asyncio.Semaphore(workers * _QUEUED_CALLS_PER_WORKER)
         self.waiting = 0
@@ -106,7 +107,8 @@ class Engine:
         """The device, for people."""
         if self.device.type == "cuda":
             return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
-        return f"cpu ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        return f"cpu ({self._workers} workers, {threads} thread{'s' if threads > 1 else ''} each)"
 
     def close(self) -> None:
         """Stops the worker threads when their work is done."""
