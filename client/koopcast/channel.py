@@ -5,17 +5,18 @@ A channel is opened on first use and belongs to the process that opened it: gRPC
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from koopcast.errors import ArgumentTypeError, ArgumentValueError, KoopcastError, error_class
+from koopcast.errors import ArgumentTypeError, ArgumentValueError, Cancelled, KoopcastError, error_class
 from koopcast.v1 import error_pb2
 
 __all__ = ["STATUS_DETAILS_KEY", "Connection", "error_from_call", "is_local"]
@@ -69,7 +70,7 @@ class Connection:
         """The open channel of this process."""
         with self._lock:
             if self._closed:
-                raise error_class(grpc.StatusCode.CANCELLED)("this client is closed", reason="CLIENT_CLOSED")
+                raise Cancelled("this client is closed", reason="CLIENT_CLOSED")
             if self._channel is None or self._process_id != os.getpid():
                 self._channel = self._open()
                 self._process_id = os.getpid()
@@ -81,12 +82,20 @@ class Connection:
         Raises:
             KoopcastError: the class that stands for the status.
         """
-        try:
+        with self.errors():
             return method(self.channel())(request, timeout=timeout_seconds, metadata=self.metadata)
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turns what gRPC raises in the block into koopcast's exceptions; those that are ours already pass."""
+        try:
+            yield
+        except KoopcastError:
+            raise
         except grpc.RpcError as error:
             raise error_from_call(error, self.target) from None
         except ValueError as error:  # grpc's answer to a call on a channel closed by another thread
-            raise _closed_meanwhile(error) from None
+            raise Cancelled(f"the client was closed during the call ({error})") from None
 
     def close(self) -> None:
         """Closes the channel; calls under way end as Cancelled."""
@@ -147,10 +156,6 @@ def _decode_details(value: bytes) -> tuple[str, dict[str, str]]:
     except DecodeError:  # a proxy's own trailers: the code and the text still stand
         return "", {}
     return "", {}
-
-
-def _closed_meanwhile(error: ValueError) -> KoopcastError:
-    return error_class(grpc.StatusCode.CANCELLED)(f"the client was closed during the call ({error})")
 
 
 def _check_target(target: str) -> None:

@@ -9,14 +9,11 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, overload
 
-import grpc
-
 from koopcast.answers import read_answers
 from koopcast.arguments import check_finite, check_horizons, check_operators, check_whole, loss_or_none
-from koopcast.channel import Connection, error_from_call
+from koopcast.channel import Connection
 from koopcast.errors import (
     ArgumentTypeError,
-    ArgumentValueError,
     Cancelled,
     DeadlineExceeded,
     FailedPrecondition,
@@ -36,7 +33,7 @@ from koopcast.v1 import (
     prediction_pb2_grpc,
     snapshot_pb2,
 )
-from koopcast.wire import Bytes, Layout, checksum, storage_dtype
+from koopcast.wire import Bytes, Layout, checksum
 
 __all__ = ["Job"]
 
@@ -136,9 +133,7 @@ class Job:
             )
             upload = Upload(header, packed, self._layout)
             try:
-                result = upload.run(
-                    self._connection, self._connection.metadata, self._deadline(timeout_seconds, len(packed))
-                )
+                result = upload.run(self._connection, self._deadline(timeout_seconds, len(packed)))
             except (DeadlineExceeded, Unavailable, Cancelled, InternalError):
                 self._last = None  # it may have been accepted: the next answer must bring its own base
                 raise
@@ -320,19 +315,13 @@ class Job:
     def _answers(
         self, request: prediction_pb2.PredictAheadRequest, deadline_seconds: float
     ) -> list[Prediction]:
-        try:
+        with self._connection.errors():
             stub = prediction_pb2_grpc.PredictionServiceStub(self._connection.channel())
             answers = stub.PredictAhead(request, timeout=deadline_seconds, metadata=self._connection.metadata)
             try:
                 predictions, received = read_answers(answers, self._layout, self._base_lookup())
             finally:
                 answers.cancel()  # an answer that is not read to its end must not keep the service waiting
-        except grpc.RpcError as error:
-            raise error_from_call(error, self._connection.target) from None
-        except ValueError as error:
-            if isinstance(error, ArgumentValueError):
-                raise
-            raise Cancelled(f"the client was closed during the call ({error})") from None
         self.bytes_received += received
         self._touch()
         return predictions
@@ -352,9 +341,7 @@ class Job:
                     reason="BASE_NOT_HELD",
                     step=step,
                 )
-            return layout.split(
-                layout.unpack(last[2], storage_dtype([s.dtype for s in layout.specs.values()]))
-            )
+            return layout.split(layout.unpack(last[2], layout.storage_dtype))
 
         return lookup
 

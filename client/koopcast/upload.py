@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import grpc
-
-from koopcast.channel import Connection, error_from_call
-from koopcast.errors import Cancelled, InternalError
+from koopcast.channel import Connection
+from koopcast.errors import InternalError
 from koopcast.v1 import snapshot_pb2, snapshot_pb2_grpc
 from koopcast.wire import UNACKNOWLEDGED_BYTES, Bytes, Layout, checksum
 
@@ -53,25 +51,22 @@ class Upload:
         self._limit = UNACKNOWLEDGED_BYTES
         self.bytes_sent = 0
 
-    def run(
-        self, connection: Connection, metadata: tuple[tuple[str, str], ...], timeout_seconds: float
-    ) -> PushResult:
+    def run(self, connection: Connection, timeout_seconds: float) -> PushResult:
         """Sends the snapshot and waits for its result.
 
         Raises:
             KoopcastError: as the service answers.
         """
         try:
-            stub = snapshot_pb2_grpc.SnapshotServiceStub(connection.channel())
-            answers = stub.PushSnapshot(self._messages(), timeout=timeout_seconds, metadata=metadata)
-            try:
-                return self._read(answers)
-            finally:
-                answers.cancel()  # interrupted, say from the keyboard: the service need not wait for the rest
-        except grpc.RpcError as error:
-            raise error_from_call(error, connection.target) from None
-        except ValueError as error:
-            raise Cancelled(f"the client was closed during the call ({error})") from None
+            with connection.errors():
+                stub = snapshot_pb2_grpc.SnapshotServiceStub(connection.channel())
+                answers = stub.PushSnapshot(
+                    self._messages(), timeout=timeout_seconds, metadata=connection.metadata
+                )
+                try:
+                    return self._read(answers)
+                finally:
+                    answers.cancel()  # interrupted, say from the keyboard: the service need not wait for the rest
         finally:
             self._finish()
 

@@ -118,6 +118,11 @@ class Layout:
         self.nbytes = self.runs[-1].end_byte if self.runs else 0
         self._run_ends = [run.end_byte for run in self.runs]
 
+    @property
+    def storage_dtype(self) -> str:
+        """The type its snapshots are kept in."""
+        return storage_dtype([spec.dtype for spec in self.specs.values()])
+
     def pack(self, arrays: Mapping[str, Any]) -> Bytes:
         """Copies `arrays` into one new buffer, after checking names, types and shapes.
 

@@ -70,7 +70,7 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
             base = await engine.run(job.window.base) if request.include_base else None
             base_step = job.step
             answers = [(index, answer) for index, batch in enumerate(solved) for answer in batch]
-            answer_bytes = job.layout.elements * ELEMENT_BYTES[job.window.storage_dtype]
+            answer_bytes = job.layout.elements * ELEMENT_BYTES[job.layout.storage_dtype]
             together = max(1, _COMBINED_BYTES // answer_bytes)
             for first in range(0, len(answers), together):
                 part = answers[first : first + together]
@@ -132,7 +132,7 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
         return prediction_pb2.PredictAheadResponse(report=report)
 
     async def _base(self, job: Job, flat: torch.Tensor, step: int) -> AsyncIterator[_Response]:
-        dtype = job.window.storage_dtype
+        dtype = job.layout.storage_dtype
         base = prediction_pb2.BaseSnapshot(
             step=step, total_bytes=job.layout.elements * ELEMENT_BYTES[dtype], dtype=DTYPE_NUMBERS[dtype]
         )

@@ -26,7 +26,6 @@ from koopcast.wire import (
     TensorSpec,
     checksum,
     narrow,
-    storage_dtype,
     widen,
 )
 from koopcast_server.koopman import (
@@ -80,7 +79,7 @@ class HeldWindow:
         self._layout = layout
         self._operator = operator
         self._stride = stride
-        self._dtype = storage_dtype([spec.dtype for spec in layout.specs.values()])
+        self._dtype = layout.storage_dtype
         self._window = Window(
             bounds,
             operator.window,
@@ -93,7 +92,7 @@ class HeldWindow:
     def bytes_needed(layout: Layout, operator: Operator, window_dtype: str) -> int:
         """Device memory of a job: the window, and one answer under way. Unit: bytes."""
         _, bounds = _blocks(layout, operator)
-        stored = storage_dtype([spec.dtype for spec in layout.specs.values()])
+        stored = layout.storage_dtype
         window = Window.bytes_needed(
             layout.elements,
             operator.window,
@@ -197,11 +196,6 @@ class HeldWindow:
         """A copy of the last snapshot, flat, on the CPU in the storage type."""
         return self._window.last.to("cpu", copy=True)
 
-    @property
-    def storage_dtype(self) -> str:
-        """Element type of `displacement` and `base`."""
-        return self._dtype
-
     def _products(self) -> Products:
         return Products(*self._window.products())
 
@@ -274,17 +268,10 @@ def _blocks(layout: Layout, operator: Operator) -> tuple[Sequence[str], Sequence
 
 
 def _settings(operator: Operator) -> OperatorSettings:
-    if isinstance(operator.rank, int):
-        return OperatorSettings(
-            observable=operator.observable,
-            rank_rule="fixed",
-            rank=operator.rank,
-            ridge=operator.ridge,
-            stabilize=operator.stabilize,
-        )
     return OperatorSettings(
         observable=operator.observable,
-        rank_rule=operator.rank,
+        rank_rule="fixed" if isinstance(operator.rank, int) else operator.rank,
+        rank=operator.rank if isinstance(operator.rank, int) else 1,
         energy=operator.energy,
         ridge=operator.ridge,
         stabilize=operator.stabilize,

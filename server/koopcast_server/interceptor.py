@@ -34,6 +34,7 @@ _DETAIL_BYTES: Final = 160
 """An error travels in headers, text and details several times over; beyond 8 KiB a peer would drop all of it."""
 _caller: ContextVar[str] = ContextVar("koopcast_caller")
 _LARGE_BYTES: Final = 64 << 10
+"""Messages above this are decoded on a worker: shorter ones take less than the hop there."""
 _log = structlog.get_logger("koopcast")
 
 

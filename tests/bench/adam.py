@@ -43,9 +43,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for seed in seeds:
         runs = [train(task, Recipe(rate, seed, adam=True), None, lambda *_: None) for rate in LEARNING_RATES]
-        plain = min(
-            runs, key=lambda run: run.final_loss if run.final_loss == run.final_loss else float("inf")
-        )
+        plain = min(runs, key=lambda run: run.rank_loss)
         with koopcast.connect() as client:
             recipe = Recipe(plain.learning_rate, seed, adam=True)
             print(line(seed, plain, train(task, recipe, client.target, lambda *_: None)), flush=True)

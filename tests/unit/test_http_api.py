@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -16,7 +16,6 @@ import torch
 from koopcast.errors import KoopcastError, LeaseLost, ResourceExhausted
 from koopcast.prediction import Block
 from koopcast_server import http_api
-from koopcast_server.engine import Engine
 from koopcast_server.http_guard import OPEN_PATHS, problem
 from koopcast_server.http_models import BlockModel, Health, JobDetail, JobList
 from koopcast_server.identity import Identities
@@ -25,18 +24,6 @@ from koopcast_server.metrics import Metrics
 from web import get, open_job, problem_of
 
 ADA, BOB = "ada-token-0123456789", "bob-token-0123456789"
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    made = Engine("cpu", workers=1)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def jobs(engine: Engine) -> Jobs:
-    return Jobs(engine, memory_limit_bytes=1 << 20, lease_seconds=60.0, job_ttl_seconds=3600.0)
 
 
 def test_readiness_follows_the_device(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:

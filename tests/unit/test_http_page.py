@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import koopcast_server
-from koopcast_server.engine import Engine
 from koopcast_server.http_guard import OPEN_PATHS
 from koopcast_server.jobs import Jobs
 from web import get
 
 STATIC = Path(koopcast_server.__file__).parent / "static"
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    made = Engine("cpu", workers=1)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def jobs(engine: Engine) -> Jobs:
-    return Jobs(engine, memory_limit_bytes=1 << 20, lease_seconds=60.0, job_ttl_seconds=3600.0)
 
 
 def test_the_document_is_whole(jobs: Jobs) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -132,8 +133,8 @@ class Ahead:
 
     def _meet(self) -> None:
         """Decide, or learn what the first rank decided. All ranks come here at the same steps."""
-        jumped = self._leader is not None and not self._broken and self._decide(self._leader)
         schedule = self._schedule
+        jumped = self._led(lambda leader: leader.decide(schedule))
         decision = self._ranks.agree([jumped, self._broken, schedule.origin, schedule.asked_at])
         if decision[1]:
             self._finished = True
@@ -149,7 +150,7 @@ class Ahead:
 
     def _look_back(self) -> None:
         """Undo the last jump if it went wrong, on all ranks."""
-        undone = self._leader is not None and not self._broken and self._judge(self._leader)
+        undone = self._led(Leader.look_back)
         decision = self._ranks.agree([undone, self._broken])
         departure, self._departure = self._departure, None
         self._schedule.watched_at = None
@@ -161,16 +162,12 @@ class Ahead:
                 departure.restore()
                 self._counters.last_decision = "undone with the first rank"
 
-    def _judge(self, leader: Leader) -> bool:
-        try:
-            return leader.look_back()
-        except Exception as error:  # noqa: BLE001  # the border that protects the trainer
-            self._break(error)
+    def _led(self, act: Callable[[Leader], bool]) -> bool:
+        """What the leader says; False on other ranks, and where something is wrong."""
+        if self._leader is None or self._broken:
             return False
-
-    def _decide(self, leader: Leader) -> bool:
         try:
-            return leader.decide(self._schedule)
+            return act(self._leader)
         except Exception as error:  # noqa: BLE001  # the border that protects the trainer
             self._break(error)
             return False

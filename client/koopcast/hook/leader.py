@@ -103,9 +103,7 @@ class Leader:
         watched, self._watched = self._watched, None
         if watched is None:
             return False
-        if (
-            watched.breaks != self.recorder.breaks
-        ):  # other weights were loaded meanwhile: nothing to go back from
+        if watched.breaks != self.recorder.breaks:  # other weights were loaded: nothing to go back from
             self.link.put(watched.outcome)
             return False
         loss = self._trial().loss_now()

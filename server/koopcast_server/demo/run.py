@@ -49,7 +49,7 @@ def run_demo(json_file: Path | None, plot: Path, seed: int) -> None:
                 rate: _run(bars, f"plain, learning rate {rate}", task, rate, seed, None)
                 for rate in LEARNING_RATES
             }
-            rate = min(grid, key=lambda rate: _sortable(grid[rate].final_loss))
+            rate = min(grid, key=lambda rate: grid[rate].rank_loss)
             plain = _run(bars, f"plain, learning rate {rate}, timed", task, rate, seed, None)
             accelerated = _run(bars, f"with koopcast, learning rate {rate}", task, rate, seed, target)
     losses = {str(rate): run.final_loss for rate, run in grid.items()}
@@ -85,10 +85,6 @@ def _bars(console: Console) -> Progress:
         TimeElapsedColumn(),
         console=console,
     )
-
-
-def _sortable(loss: float) -> float:
-    return loss if loss == loss else float("inf")  # noqa: PLR0124  # NaN: a rate that diverged loses
 
 
 @contextlib.contextmanager

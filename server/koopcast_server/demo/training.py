@@ -6,6 +6,7 @@ batch (but does no backward pass). The loss curve is that of the forward pass ea
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -107,6 +108,11 @@ class Run:
     def final_loss(self) -> float:
         """Loss at the end of the budget."""
         return self.losses[-1]
+
+    @property
+    def rank_loss(self) -> float:
+        """The final loss for comparing runs: one that diverged to NaN loses."""
+        return math.inf if math.isnan(self.final_loss) else self.final_loss
 
     def first_at(self, target: float) -> tuple[int, float] | None:
         """Counted steps and seconds when the loss first was at most `target`; None if it never was."""

@@ -45,6 +45,13 @@ class Trainer:
         return 1.0 if len(self.probes_at) == 1 else 0.5
 
 
+def attach(run: Trainer, service: RunningService, **settings: Any) -> koopcast.Ahead:
+    return koopcast.attach(
+        run.model, run.optimizer, service.target, probe=run.probe, every=EVERY, operator=OPERATOR,
+        wait_seconds=10.0, **settings,
+    )  # fmt: skip
+
+
 def everything(trainer: Trainer) -> tuple[dict[str, bytes], Any]:
     momentum = [state["momentum_buffer"].clone() for state in trainer.optimizer.state.values()]
     return bits(trainer.model), momentum
@@ -60,15 +67,7 @@ def test_a_jump_is_undone_if_training_went_wrong_from_there(
     for _ in range(JUMP):
         plain.step()
     before_jump = everything(plain)
-    with koopcast.attach(
-        run.model,
-        run.optimizer,
-        service.target,
-        probe=run.probe,
-        every=EVERY,
-        operator=OPERATOR,
-        wait_seconds=10.0,
-    ) as ahead:
+    with attach(run, service) as ahead:
         for _ in range(JUMP):
             run.step()
         assert ahead.stats().jumps_accepted == 1
@@ -110,10 +109,7 @@ def wait_for_outcome(service: RunningService, job: str) -> koopcast.JobStatus:
 def test_a_jump_that_training_ends_after_stays_and_is_reported(service: RunningService) -> None:
     run = Trainer(2.0)
     with koopcast.connect(service.target) as client:
-        ahead = koopcast.attach(
-            run.model, run.optimizer, service.target, job="ends-after-jump", probe=run.probe, every=EVERY,
-            operator=OPERATOR, wait_seconds=10.0,
-        )  # fmt: skip
+        ahead = attach(run, service, job="ends-after-jump")
         for _ in range(JUMP):
             run.step()
         landed = bits(run.model)
@@ -125,15 +121,7 @@ def test_a_jump_that_training_ends_after_stays_and_is_reported(service: RunningS
 def test_weights_loaded_meanwhile_are_not_undone(service: RunningService) -> None:
     run = Trainer(2.0)
     loaded = copy.deepcopy(run.model.state_dict())
-    with koopcast.attach(
-        run.model,
-        run.optimizer,
-        service.target,
-        probe=run.probe,
-        every=EVERY,
-        operator=OPERATOR,
-        wait_seconds=10.0,
-    ) as ahead:
+    with attach(run, service) as ahead:
         for _ in range(JUMP):
             run.step()
         assert ahead.stats().jumps_accepted == 1
@@ -150,10 +138,7 @@ def test_weights_loaded_meanwhile_are_not_undone(service: RunningService) -> Non
 
 def test_watching_can_be_left_out(service: RunningService) -> None:
     run = Trainer(2.0)
-    with koopcast.attach(
-        run.model, run.optimizer, service.target, probe=run.probe, every=EVERY, operator=OPERATOR, wait_seconds=10.0,
-        watch=False,
-    ) as ahead:  # fmt: skip
+    with attach(run, service, watch=False) as ahead:
         for _ in range(JUMP + EVERY + 1):
             run.step()
         assert ahead.stats().jumps_accepted == 1
