@@ -67,10 +67,15 @@ class TensorSpec:
     Attributes:
         dtype: ``"float64"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         shape: sizes of the dimensions, each at least 1; empty for a scalar.
+        node_of: for node partitions, name of the matrix whose units this vector's entries belong to, entry i to unit
+            i. Empty: found by name, see `koopcast.partition`.
+        node_axis: for node partitions, the axis of `shape` that counts the units of a matrix. None: 0.
     """
 
     dtype: str
     shape: tuple[int, ...]
+    node_of: str = ""
+    node_axis: int | None = None
 
     @property
     def elements(self) -> int:
@@ -180,16 +185,17 @@ class Layout:
 
 
 def describe(name: str, array: Any) -> TensorSpec:
-    """Element type and shape of a NumPy array, a torch tensor or a TensorSpec.
+    """Element type and shape of a NumPy array, a torch tensor or a TensorSpec, which keeps its units too.
 
     Raises:
         ArgumentTypeError: something that is no array.
-        ArgumentValueError: an element type that koopcast does not take, or no elements.
+        ArgumentValueError: an element type that koopcast does not take, no elements, or an axis that is not there.
     """
     if not isinstance(name, str):
         raise ArgumentTypeError(f"a tensor's name must be a string, not {name!r}", field="tensors")
     if isinstance(array, TensorSpec):
-        spec = TensorSpec(array.dtype, tuple(array.shape))
+        spec = TensorSpec(array.dtype, tuple(array.shape), array.node_of, array.node_axis)
+        _check_units(name, spec)
     elif hasattr(array, "dtype") and hasattr(array, "shape"):
         dtype = getattr(array.dtype, "name", None) or str(array.dtype).removeprefix("torch.")
         spec = TensorSpec(dtype, tuple(int(size) for size in array.shape))
@@ -269,6 +275,20 @@ def _bits(name: str, array: Any) -> npt.NDArray[Any]:
     return (
         dense.view(np.uint16) if dense.dtype.name == "bfloat16" else dense.astype(_little(dense), copy=False)
     )
+
+
+def _check_units(name: str, spec: TensorSpec) -> None:
+    if not isinstance(spec.node_of, str):
+        raise ArgumentTypeError(f"tensor {name!r}: node_of must be a name, not {spec.node_of!r}", field=name)
+    axis = spec.node_axis
+    if axis is None:
+        return
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise ArgumentTypeError(f"tensor {name!r}: node_axis must be an axis, not {axis!r}", field=name)
+    if not 0 <= axis < len(spec.shape):
+        raise ArgumentValueError(
+            f"tensor {name!r} of shape {spec.shape} has no axis {axis} (node_axis)", field=name
+        )
 
 
 def _little(array: npt.NDArray[Any]) -> np.dtype[Any]:

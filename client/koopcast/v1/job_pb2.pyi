@@ -107,7 +107,7 @@ class LeaseStatus(_message.Message):
     def __init__(self, held: bool = ..., expires_in_seconds: _Optional[float] = ..., holder: _Optional[str] = ...) -> None: ...
 
 class JobStatus(_message.Message):
-    __slots__ = ("name", "owner", "spec", "segment", "step", "snapshots_held", "snapshots_accepted", "parameters", "memory_bytes", "bytes_received", "bytes_sent", "predictions", "jumps_accepted", "jumps_rejected", "last_prediction_seconds", "created_unix_seconds", "pushed_unix_seconds", "lease", "blocks")
+    __slots__ = ("name", "owner", "spec", "segment", "step", "snapshots_held", "snapshots_accepted", "parameters", "memory_bytes", "bytes_received", "bytes_sent", "predictions", "jumps_accepted", "jumps_rejected", "last_prediction_seconds", "created_unix_seconds", "pushed_unix_seconds", "lease", "blocks", "summary", "trusted_horizon_steps", "history")
     NAME_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +127,9 @@ class JobStatus(_message.Message):
     PUSHED_UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    TRUSTED_HORIZON_STEPS_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
     name: str
     owner: str
     spec: JobSpec
@@ -146,13 +149,38 @@ class JobStatus(_message.Message):
     pushed_unix_seconds: float
     lease: LeaseStatus
     blocks: _containers.RepeatedCompositeFieldContainer[_operator_pb2.BlockReport]
-    def __init__(self, name: _Optional[str] = ..., owner: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., segment: _Optional[int] = ..., step: _Optional[int] = ..., snapshots_held: _Optional[int] = ..., snapshots_accepted: _Optional[int] = ..., parameters: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., predictions: _Optional[int] = ..., jumps_accepted: _Optional[int] = ..., jumps_rejected: _Optional[int] = ..., last_prediction_seconds: _Optional[float] = ..., created_unix_seconds: _Optional[float] = ..., pushed_unix_seconds: _Optional[float] = ..., lease: _Optional[_Union[LeaseStatus, _Mapping]] = ..., blocks: _Optional[_Iterable[_Union[_operator_pb2.BlockReport, _Mapping]]] = ...) -> None: ...
+    summary: _operator_pb2.BlockSummary
+    trusted_horizon_steps: float
+    history: _containers.RepeatedCompositeFieldContainer[HistoryPoint]
+    def __init__(self, name: _Optional[str] = ..., owner: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., segment: _Optional[int] = ..., step: _Optional[int] = ..., snapshots_held: _Optional[int] = ..., snapshots_accepted: _Optional[int] = ..., parameters: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., predictions: _Optional[int] = ..., jumps_accepted: _Optional[int] = ..., jumps_rejected: _Optional[int] = ..., last_prediction_seconds: _Optional[float] = ..., created_unix_seconds: _Optional[float] = ..., pushed_unix_seconds: _Optional[float] = ..., lease: _Optional[_Union[LeaseStatus, _Mapping]] = ..., blocks: _Optional[_Iterable[_Union[_operator_pb2.BlockReport, _Mapping]]] = ..., summary: _Optional[_Union[_operator_pb2.BlockSummary, _Mapping]] = ..., trusted_horizon_steps: _Optional[float] = ..., history: _Optional[_Iterable[_Union[HistoryPoint, _Mapping]]] = ...) -> None: ...
+
+class HistoryPoint(_message.Message):
+    __slots__ = ("step", "spectral_radius", "backtest_error", "backtest_error_linear", "horizon_steps", "predicted_error", "moved")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SPECTRAL_RADIUS_FIELD_NUMBER: _ClassVar[int]
+    BACKTEST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    BACKTEST_ERROR_LINEAR_FIELD_NUMBER: _ClassVar[int]
+    HORIZON_STEPS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_ERROR_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    spectral_radius: float
+    backtest_error: float
+    backtest_error_linear: float
+    horizon_steps: float
+    predicted_error: float
+    moved: bool
+    def __init__(self, step: _Optional[int] = ..., spectral_radius: _Optional[float] = ..., backtest_error: _Optional[float] = ..., backtest_error_linear: _Optional[float] = ..., horizon_steps: _Optional[float] = ..., predicted_error: _Optional[float] = ..., moved: bool = ...) -> None: ...
 
 class GetJobRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "first_block", "max_blocks")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    MAX_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    first_block: int
+    max_blocks: int
+    def __init__(self, name: _Optional[str] = ..., first_block: _Optional[int] = ..., max_blocks: _Optional[int] = ...) -> None: ...
 
 class GetJobResponse(_message.Message):
     __slots__ = ("job",)

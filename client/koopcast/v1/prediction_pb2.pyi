@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PredictAheadRequest(_message.Message):
-    __slots__ = ("job", "lease_id", "horizons", "from_step", "operators", "wire_dtype", "include_base", "clock_intervals", "coefficients_only", "shard_index", "modes")
+    __slots__ = ("job", "lease_id", "horizons", "from_step", "operators", "wire_dtype", "include_base", "clock_intervals", "coefficients_only", "shard_index", "modes", "from_clock", "max_blocks")
     JOB_FIELD_NUMBER: _ClassVar[int]
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     HORIZONS_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,8 @@ class PredictAheadRequest(_message.Message):
     COEFFICIENTS_ONLY_FIELD_NUMBER: _ClassVar[int]
     SHARD_INDEX_FIELD_NUMBER: _ClassVar[int]
     MODES_FIELD_NUMBER: _ClassVar[int]
+    FROM_CLOCK_FIELD_NUMBER: _ClassVar[int]
+    MAX_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     job: str
     lease_id: str
     horizons: _containers.RepeatedScalarFieldContainer[float]
@@ -31,10 +33,12 @@ class PredictAheadRequest(_message.Message):
     coefficients_only: bool
     shard_index: int
     modes: int
-    def __init__(self, job: _Optional[str] = ..., lease_id: _Optional[str] = ..., horizons: _Optional[_Iterable[float]] = ..., from_step: _Optional[int] = ..., operators: _Optional[_Iterable[_Union[_operator_pb2.OperatorOverride, _Mapping]]] = ..., wire_dtype: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., include_base: bool = ..., clock_intervals: _Optional[_Iterable[float]] = ..., coefficients_only: bool = ..., shard_index: _Optional[int] = ..., modes: _Optional[int] = ...) -> None: ...
+    from_clock: float
+    max_blocks: int
+    def __init__(self, job: _Optional[str] = ..., lease_id: _Optional[str] = ..., horizons: _Optional[_Iterable[float]] = ..., from_step: _Optional[int] = ..., operators: _Optional[_Iterable[_Union[_operator_pb2.OperatorOverride, _Mapping]]] = ..., wire_dtype: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., include_base: bool = ..., clock_intervals: _Optional[_Iterable[float]] = ..., coefficients_only: bool = ..., shard_index: _Optional[int] = ..., modes: _Optional[int] = ..., from_clock: _Optional[float] = ..., max_blocks: _Optional[int] = ...) -> None: ...
 
 class PredictionReport(_message.Message):
-    __slots__ = ("prediction_id", "base_step", "from_step", "steps", "segment", "operator_index", "moved", "blocks", "total_bytes", "dtype")
+    __slots__ = ("prediction_id", "base_step", "from_step", "steps", "segment", "operator_index", "moved", "blocks", "total_bytes", "dtype", "summary")
     PREDICTION_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_STEP_FIELD_NUMBER: _ClassVar[int]
     FROM_STEP_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +49,7 @@ class PredictionReport(_message.Message):
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
     prediction_id: str
     base_step: int
     from_step: int
@@ -55,7 +60,8 @@ class PredictionReport(_message.Message):
     blocks: _containers.RepeatedCompositeFieldContainer[_operator_pb2.BlockReport]
     total_bytes: int
     dtype: _tensor_pb2.ElementType
-    def __init__(self, prediction_id: _Optional[str] = ..., base_step: _Optional[int] = ..., from_step: _Optional[int] = ..., steps: _Optional[float] = ..., segment: _Optional[int] = ..., operator_index: _Optional[int] = ..., moved: bool = ..., blocks: _Optional[_Iterable[_Union[_operator_pb2.BlockReport, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.ElementType, str]] = ...) -> None: ...
+    summary: _operator_pb2.BlockSummary
+    def __init__(self, prediction_id: _Optional[str] = ..., base_step: _Optional[int] = ..., from_step: _Optional[int] = ..., steps: _Optional[float] = ..., segment: _Optional[int] = ..., operator_index: _Optional[int] = ..., moved: bool = ..., blocks: _Optional[_Iterable[_Union[_operator_pb2.BlockReport, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., summary: _Optional[_Union[_operator_pb2.BlockSummary, _Mapping]] = ...) -> None: ...
 
 class BaseSnapshot(_message.Message):
     __slots__ = ("step", "total_bytes", "dtype")
@@ -104,9 +110,11 @@ class ReportOutcomeRequest(_message.Message):
     def __init__(self, job: _Optional[str] = ..., lease_id: _Optional[str] = ..., prediction_id: _Optional[str] = ..., accepted: bool = ..., loss_before: _Optional[float] = ..., loss_after: _Optional[float] = ...) -> None: ...
 
 class ReportOutcomeResponse(_message.Message):
-    __slots__ = ("jumps_accepted", "jumps_rejected")
+    __slots__ = ("jumps_accepted", "jumps_rejected", "trusted_horizon_steps")
     JUMPS_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     JUMPS_REJECTED_FIELD_NUMBER: _ClassVar[int]
+    TRUSTED_HORIZON_STEPS_FIELD_NUMBER: _ClassVar[int]
     jumps_accepted: int
     jumps_rejected: int
-    def __init__(self, jumps_accepted: _Optional[int] = ..., jumps_rejected: _Optional[int] = ...) -> None: ...
+    trusted_horizon_steps: float
+    def __init__(self, jumps_accepted: _Optional[int] = ..., jumps_rejected: _Optional[int] = ..., trusted_horizon_steps: _Optional[float] = ...) -> None: ...

@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18koopcast/v1/tensor.proto\x12\x0bkoopcast.v1\")\n\nShardRange\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0c\n\x04stop\x18\x02 \x01(\x04\"\x8b\x01\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05\x64type\x18\x02 \x01(\x0e\x32\x18.koopcast.v1.ElementType\x12\r\n\x05shape\x18\x03 \x03(\x04\x12&\n\x05shard\x18\x04 \x01(\x0b\x32\x17.koopcast.v1.ShardRange\x12\x0f\n\x07node_of\x18\x05 \x01(\t*\x94\x01\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT64\x10\x01\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT32\x10\x02\x12\x19\n\x15\x45LEMENT_TYPE_BFLOAT16\x10\x03\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT16\x10\x04*c\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x45NCODING_RAW\x10\x01\x12\x12\n\x0e\x45NCODING_DELTA\x10\x02\x12\x17\n\x13\x45NCODING_DELTA_INT8\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18koopcast/v1/tensor.proto\x12\x0bkoopcast.v1\")\n\nShardRange\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0c\n\x04stop\x18\x02 \x01(\x04\"\xb1\x01\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05\x64type\x18\x02 \x01(\x0e\x32\x18.koopcast.v1.ElementType\x12\r\n\x05shape\x18\x03 \x03(\x04\x12&\n\x05shard\x18\x04 \x01(\x0b\x32\x17.koopcast.v1.ShardRange\x12\x0f\n\x07node_of\x18\x05 \x01(\t\x12\x16\n\tnode_axis\x18\x06 \x01(\rH\x00\x88\x01\x01\x42\x0c\n\n_node_axis*\x94\x01\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT64\x10\x01\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT32\x10\x02\x12\x19\n\x15\x45LEMENT_TYPE_BFLOAT16\x10\x03\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT16\x10\x04*c\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x45NCODING_RAW\x10\x01\x12\x12\n\x0e\x45NCODING_DELTA\x10\x02\x12\x17\n\x13\x45NCODING_DELTA_INT8\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'koopcast.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ELEMENTTYPE']._serialized_start=227
-  _globals['_ELEMENTTYPE']._serialized_end=375
-  _globals['_ENCODING']._serialized_start=377
-  _globals['_ENCODING']._serialized_end=476
+  _globals['_ELEMENTTYPE']._serialized_start=265
+  _globals['_ELEMENTTYPE']._serialized_end=413
+  _globals['_ENCODING']._serialized_start=415
+  _globals['_ENCODING']._serialized_end=514
   _globals['_SHARDRANGE']._serialized_start=41
   _globals['_SHARDRANGE']._serialized_end=82
   _globals['_TENSORSPEC']._serialized_start=85
-  _globals['_TENSORSPEC']._serialized_end=224
+  _globals['_TENSORSPEC']._serialized_end=262
 # @@protoc_insertion_point(module_scope)

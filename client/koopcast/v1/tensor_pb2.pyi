@@ -39,15 +39,17 @@ class ShardRange(_message.Message):
     def __init__(self, start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
-    __slots__ = ("name", "dtype", "shape", "shard", "node_of")
+    __slots__ = ("name", "dtype", "shape", "shard", "node_of", "node_axis")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     NODE_OF_FIELD_NUMBER: _ClassVar[int]
+    NODE_AXIS_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: ElementType
     shape: _containers.RepeatedScalarFieldContainer[int]
     shard: ShardRange
     node_of: str
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[ElementType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., shard: _Optional[_Union[ShardRange, _Mapping]] = ..., node_of: _Optional[str] = ...) -> None: ...
+    node_axis: int
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[ElementType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., shard: _Optional[_Union[ShardRange, _Mapping]] = ..., node_of: _Optional[str] = ..., node_axis: _Optional[int] = ...) -> None: ...
