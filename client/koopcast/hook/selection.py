@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from koopcast.errors import ArgumentTypeError, ArgumentValueError
+from koopcast.hook.units import Units, unit_specs
 from koopcast.wire import TensorSpec
 
 __all__ = ["Averager", "BufferPool", "Filter", "Selection", "SnapshotBuffer", "WeightsChangedError"]
@@ -29,7 +30,7 @@ class Selection:
     """The parameters that take part: chosen by name when attached, looked up by name ever after.
 
     Attributes:
-        specs: name to shape and to the type in which snapshots travel (averages of half precision: float32).
+        specs: name to shape, units, and the type in which snapshots travel (averages of half precision: float32).
     """
 
     def __init__(self, model: nn.Module, chosen: Filter | None, *, averaged: bool) -> None:
@@ -49,11 +50,9 @@ class Selection:
                 "(float64, float32, bfloat16, float16) that require gradients",
                 field="filter",
             )
+        units = unit_specs(model)
         self.specs = {
-            name: TensorSpec(
-                str(_travel_dtype(dtype, averaged=averaged)).removeprefix("torch."), tuple(shape)
-            )
-            for name, (dtype, shape) in self._kinds.items()
+            name: self._spec(name, units.get(name, Units()), averaged=averaged) for name in self._kinds
         }
 
     @property
@@ -76,6 +75,13 @@ class Selection:
                     "different now; close and attach again"
                 )
         return {name: found[name] for name in self._kinds}
+
+    def _spec(self, name: str, units: Units, *, averaged: bool) -> TensorSpec:
+        dtype, shape = self._kinds[name]
+        travels = str(_travel_dtype(dtype, averaged=averaged)).removeprefix("torch.")
+        # A matrix that takes no part has no units that a vector could join.
+        node_of = units.node_of if units.node_of in self._kinds else ""
+        return TensorSpec(travels, tuple(shape), node_of, units.node_axis)
 
 
 class SnapshotBuffer:
