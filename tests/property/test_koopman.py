@@ -167,4 +167,4 @@ def test_a_stable_operator_does_not_blow_up(seed: int, growth: float) -> None:
     near, far = np.linalg.norm(displacements(batch, snapshots), axis=1)
     if near > 0:
         assert far < 200 * near + 1e6 * np.abs(snapshots).max()
-    assert report(products(snapshots), TAME).spectral_radius.isfinite().all()
+    assert report(products(snapshots), TAME)[0].spectral_radius.isfinite().all()

@@ -84,6 +84,24 @@ def backtest_error(snapshots: Array, held_out: int, **settings: object) -> float
     return float(np.linalg.norm(predicted - true) / np.linalg.norm(true))
 
 
+def backtest_errors(snapshots: Array, held_out: int, **settings: object) -> list[float]:
+    """Errors after 1 … `held_out` strides, of fits that end `held_out` and half as many strides before the last snapshot.
+
+    All fits together: the root of the summed squared errors over the summed squared displacements.
+    """
+    wrong, moved = np.zeros(held_out), np.zeros(held_out)
+    for reach in {held_out, (held_out + 1) // 2}:
+        known = snapshots[: len(snapshots) - reach]
+        if len(known) < (3 if settings["observable"] == "velocity" else 2):
+            continue
+        reference = Reference(known, **settings)  # type: ignore[arg-type]
+        for strides in range(1, reach + 1):
+            true = snapshots[len(known) - 1 + strides] - known[-1]
+            wrong[strides - 1] += np.sum((reference.displacement(strides) - true) ** 2)
+            moved[strides - 1] += np.sum(true**2)
+    return list(np.sqrt(wrong / moved))
+
+
 def linear_error(snapshots: Array, held_out: int) -> float:
     """The same for the better of the last and the mean velocity carried on."""
     known = snapshots[: len(snapshots) - held_out]

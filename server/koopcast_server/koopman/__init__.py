@@ -2,35 +2,60 @@
 
 ::
 
-    Products ── gram.observe ──> Gram of the observable (velocity | state), in frame coordinates
-                                   │
-                  rank.py ──> reduced.fit ──> Ã, POD modes, start ──> spectrum.decompose ──> propagate.advance
-                                   │                                                              │
-                            backtest.backtest                                               coefficients
-                                   └────────────────> predict.predict <───────────────────────────┘
+    Products (Gram) ┐ trajectory.py               pairs.py
+    Vectors         ┼───────────────> coordinates ────────> inputs, outputs, start; folds
+    Streamed (R)    ┘        (clock.py resamples)             │
+                                                              │ for each candidate: rank × ridge × debiasing
+                            rank.py, debias.py ──> reduced.fit ──> spectrum.decompose ──> propagate.advance
+                                                              │         (schur.py)                │
+                                           backtest.py, confidence.py ──> choice ──> predict.predict ──> displacement
+                                                              │                      (trust.py bounds it)
+                                                    report.py, modes.py: for people
 
-`partition.block_bounds` says which elements make a block. All blocks of a window are one batch.
+All blocks of a source are one batch, and so are all candidates.
 
 The method is dynamic mode decomposition (Schmid 2010; Tu et al. 2014) applied to the weights of a network in
 training (Dogra & Redman 2020, arXiv 2006.02361), written so that it never needs the weights: a prediction is
 a combination of snapshots, and the coefficients follow from the snapshots' Gram matrix.
 """
 
-from koopcast_server.koopman.gram import Products
-from koopcast_server.koopman.partition import Partition, block_bounds
-from koopcast_server.koopman.predict import PredictionBatch, Report, predict, report
-from koopcast_server.koopman.settings import Observable, OperatorSettings, RankRule, TooFewSnapshotsError
+from koopcast_server.koopman.clock import Resampling, UnevenClockError, resampling
+from koopcast_server.koopman.modes import Modes
+from koopcast_server.koopman.pairs import Streamed
+from koopcast_server.koopman.predict import PredictionBatch, Source, predict, report
+from koopcast_server.koopman.report import Report, joined
+from koopcast_server.koopman.settings import (
+    Debias,
+    Observable,
+    OperatorSettings,
+    RankRule,
+    TooFewSnapshotsError,
+)
+from koopcast_server.koopman.summary import Totals, totals
+from koopcast_server.koopman.trajectory import Products, Vectors
+from koopcast_server.koopman.trust import TrustedHorizon, mask_displacement_
 
 __all__ = [
+    "Debias",
+    "Modes",
     "Observable",
     "OperatorSettings",
-    "Partition",
     "PredictionBatch",
     "Products",
     "RankRule",
     "Report",
+    "Resampling",
+    "Source",
+    "Streamed",
     "TooFewSnapshotsError",
-    "block_bounds",
+    "Totals",
+    "TrustedHorizon",
+    "UnevenClockError",
+    "Vectors",
+    "joined",
+    "mask_displacement_",
     "predict",
     "report",
+    "resampling",
+    "totals",
 ]

@@ -1,21 +1,40 @@
-"""How well the operator would have done: fit on the older part of the window, predict the newer."""
+"""How well each candidate would have done: fit on the older part of the window, predict the newer.
+
+Everything is in coordinates, so that ranking a hundred candidates touches no array as long as the model.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from koopcast_server.koopman.gram import Observed
+from koopcast_server.koopman.pairs import Fold, Problem
 from koopcast_server.koopman.propagate import each_stride
-from koopcast_server.koopman.reduced import fit
-from koopcast_server.koopman.settings import OperatorSettings
-from koopcast_server.koopman.spectrum import decompose
+from koopcast_server.koopman.reduced import Fit, fit
+from koopcast_server.koopman.settings import Candidate, OperatorSettings
+from koopcast_server.koopman.spectrum import Spectrum, decompose
 
-__all__ = ["Backtest", "backtest"]
+__all__ = ["Backtest", "EarlierOperator", "backtest"]
 
 _ROUNDING = 64 * torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierOperator:
+    """The operators of the oldest fold, (C B, …): what would have been said h strides ago.
+
+    Attributes:
+        fitted: the fit, (C, B, …).
+        operator: (C B, r, r), made stable where asked.
+        spectrum: of that operator.
+    """
+
+    fitted: Fit
+    operator: Tensor
+    spectrum: Spectrum
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,66 +45,72 @@ class Backtest:
 
     Attributes:
         strides: h, strides held out; 0 where the window is too short.
-        error: (B,), of the operator, h strides ahead.
-        error_linear: (B,), of the better of the last and the mean velocity carried on.
-        errors: (B, h), of the operator after 1 … h strides.
+        errors: (C, B, h), of each candidate after 1 … h strides, all folds together: the root of the summed squared
+            errors over the summed squared displacements.
+        errors_linear: (B, h), of linear extrapolation: at each stride the better of the last and the mean velocity.
+        moved_squared: (B, h), the summed squared displacements, in coordinates.
+        earlier: the oldest fold's operators; None where there is no fold.
     """
 
     strides: int
-    error: Tensor
-    error_linear: Tensor
     errors: Tensor
+    errors_linear: Tensor
+    moved_squared: Tensor
+    earlier: EarlierOperator | None
 
 
-def backtest(observed: Observed, settings: OperatorSettings) -> Backtest:
-    """Hold out the last ``h = max(1, M // 3)`` of M velocities and predict them from the others."""
-    velocities = observed.frame.shape[-1] - 1
-    held_out = max(1, velocities // 3)
-    fitted = observed.count - held_out
-    if fitted < 2:
-        nothing = observed.frame.new_full((observed.frame.shape[0],), torch.nan)
-        return Backtest(0, nothing, nothing, nothing[:, None][:, :0])
-    truth = _carried(velocities, velocities - held_out, held_out, observed.frame)
-    predicted = _predicted(observed, fitted, held_out, settings)
-    errors = _scores(observed.frame, predicted, truth)
-    errors = torch.where(observed.usable[:, None], errors, torch.nan)
-    known = velocities - held_out
-    steps = torch.arange(1, held_out + 1, dtype=truth.dtype)[:, None]
-    last, mean = torch.zeros_like(truth), torch.zeros_like(truth)
-    if known:
-        last[:, known - 1 : known] = steps
-        mean[:, :known] = steps / known
-    linear = torch.minimum(
-        _scores(observed.frame, last[None, -1:], truth[-1:]),
-        _scores(observed.frame, mean[None, -1:], truth[-1:]),
-    ).squeeze(-1)
-    linear = torch.where(observed.usable, linear, torch.nan)
-    return Backtest(held_out, errors[:, -1], linear, errors)
+def backtest(problem: Problem, candidates: Sequence[Candidate], settings: OperatorSettings) -> Backtest:
+    """Score the candidates on all folds; a fold of fewer held-out strides counts for these."""
+    blocks = problem.usable.shape[0]
+    if not problem.folds:
+        nothing = problem.noise.new_full((blocks, 0), torch.nan)
+        return Backtest(0, nothing.expand(len(candidates), blocks, 0), nothing, nothing, None)
+    strides = problem.folds[0].truth.shape[-1]
+    wrong = problem.noise.new_zeros((len(candidates), blocks, strides))
+    last, mean, moved, speed = (torch.zeros_like(wrong[0]) for _ in range(4))
+    still = torch.ones_like(wrong, dtype=torch.bool)
+    operators = [_earlier(fold, problem, candidates, settings) for fold in problem.folds]
+    for fold, earlier in zip(problem.folds, operators, strict=True):
+        reach = fold.truth.shape[-1]
+        predicted = _predicted(fold, earlier, settings)
+        wrong[..., :reach] += (predicted - fold.truth).square().sum(dim=-2)
+        still[..., :reach] &= (predicted == 0).all(dim=-2)
+        moved[:, :reach] += fold.truth.square().sum(dim=-2)
+        ahead = torch.arange(1, reach + 1, dtype=wrong.dtype)
+        last[:, :reach] += (fold.last_step[:, :, None] * ahead - fold.truth).square().sum(dim=-2)
+        mean[:, :reach] += (fold.mean_step[:, :, None] * ahead - fold.truth).square().sum(dim=-2)
+        longest = fold.truth.diff(dim=-1, prepend=torch.zeros_like(fold.truth[..., :1])).square().sum(dim=-2)
+        speed = torch.maximum(speed, longest.amax(dim=-1, keepdim=True))
+    errors = torch.where(still, 1.0, _ratio(wrong, moved, speed))
+    linear = _ratio(torch.minimum(last, mean), moved, speed)
+    usable = problem.usable[:, None]
+    return Backtest(
+        strides,
+        torch.where(usable, errors, torch.nan),
+        torch.where(usable, linear, torch.nan),
+        torch.where(usable, moved, 0.0),
+        operators[0],
+    )
 
 
-def _predicted(observed: Observed, fitted: int, strides: int, settings: OperatorSettings) -> Tensor:
-    """(B, strides, M + 1): predicted displacements in frame coordinates."""
-    earlier = fit(observed.gram[:, :fitted, :fitted], observed.noise, observed.snapshots(fitted), settings)
-    operator, _, _ = decompose(earlier.operator, stable=settings.stabilize)
-    amplitudes = each_stride(operator, earlier.start, strides, observed.observable)
-    return (earlier.modes @ amplitudes).mT @ observed.lift[: fitted - 1]
+def _earlier(
+    fold: Fold, problem: Problem, candidates: Sequence[Candidate], settings: OperatorSettings
+) -> EarlierOperator:
+    fitted = fit(fold.pairs, problem, candidates, settings)
+    operator, spectrum, _ = decompose(fitted.operator.flatten(0, 1), stable=settings.stabilize)
+    return EarlierOperator(fitted, operator, spectrum)
 
 
-def _carried(velocities: int, start: int, count: int, like: Tensor) -> Tensor:
-    """(count, M + 1): sums of the next 1 … count velocities after `start`."""
-    truth = like.new_zeros((count, velocities + 1))
-    truth[:, start : start + count] = torch.ones((count, count), dtype=like.dtype).tril()
-    return truth
+def _predicted(fold: Fold, earlier: EarlierOperator, settings: OperatorSettings) -> Tensor:
+    """(C, B, d, h) displacements."""
+    fitted = earlier.fitted
+    reach = fold.truth.shape[-1]
+    amplitudes = each_stride(earlier.operator, fitted.start.flatten(0, 1), reach, settings.observable)
+    modes = fitted.modes[:, :, : fold.pairs.readout]
+    return modes @ amplitudes.reshape(*fitted.start.shape, reach)
 
 
-def _scores(frame: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
-    """(B, h) of sqrt((c - t)ᵀ G (c - t) / tᵀ G t); where nothing truly moved: 1 for c = 0, else inf."""
-
-    def squared(coordinates: Tensor) -> Tensor:
-        return ((coordinates @ frame) * coordinates).sum(dim=-1).clamp(min=0.0)
-
-    wrong, moved = squared(predicted - truth), squared(truth.expand(len(frame), -1, -1))
-    speed = frame.diagonal(dim1=-2, dim2=-1)[:, :-1].amax(dim=-1, keepdim=True)
+def _ratio(wrong: Tensor, moved: Tensor, speed: Tensor) -> Tensor:
+    """Root of the quotient; inf where nothing truly moved, and where the prediction is not finite."""
     ratio = torch.where(moved > _ROUNDING * speed, (wrong / moved).sqrt(), torch.inf)
-    ratio = torch.where((predicted == 0).all(dim=-1), 1.0, ratio)
     return torch.where(ratio.isnan(), torch.inf, ratio)

@@ -1,4 +1,4 @@
-"""Gram matrices in, coefficients out: the whole operator side of an answer."""
+"""A window in, answers out: the whole operator side of a prediction."""
 
 from __future__ import annotations
 
@@ -10,126 +10,267 @@ import torch
 from torch import Tensor
 
 from koopcast_server.koopman.backtest import Backtest, backtest
-from koopcast_server.koopman.gram import Observed, Products, observe
+from koopcast_server.koopman.clock import Resampling
+from koopcast_server.koopman.confidence import at_stride, predicted_error
+from koopcast_server.koopman.modes import Modes, modes_of
+from koopcast_server.koopman.pairs import Problem, Streamed, from_streamed, from_trajectory
 from koopcast_server.koopman.propagate import advance
 from koopcast_server.koopman.reduced import Fit, fit
-from koopcast_server.koopman.settings import OperatorSettings
-from koopcast_server.koopman.spectrum import Spectrum, decompose, falling
+from koopcast_server.koopman.report import Report, report_of
+from koopcast_server.koopman.settings import Candidate, OperatorSettings
+from koopcast_server.koopman.spectrum import Spectrum, decompose
+from koopcast_server.koopman.trajectory import Products, Vectors, from_products, from_vectors
+from koopcast_server.koopman.trust import bound_displacement
 
-__all__ = ["PredictionBatch", "Report", "predict", "report"]
+__all__ = ["PredictionBatch", "Source", "predict", "report"]
+
+Source = Products | Vectors | Streamed
+"""What a window can tell: its Gram, its vectors, or the R factor of all its pairs."""
 
 _FARTHEST = 1e30
-"""A displacement longer than this many of the window's longest vectors is no answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What is known of each block's operator. B blocks.
-
-    Attributes:
-        rank: (B,) int64; 0 where nothing moved or products are not finite.
-        spectral_radius: (B,), before stabilisation, per stride; 0 for rank 0.
-        residual: (B,), |Y - A X| / |Y| of the fit; NaN for rank 0.
-        backtest_error: (B,), relative to persistence, which scores 1; NaN where there is none, inf where
-            nothing truly moved though the operator says so.
-        backtest_error_linear: (B,), likewise of linear extrapolation.
-        backtest_errors: (B, backtest_strides), the operator's error after 1 … backtest_strides strides.
-        backtest_strides: how far the back-test looked; 0: there was none.
-        eigenvalues: (B, max rank) complex128, before stabilisation, by falling modulus, padded with NaN.
-    """
-
-    rank: Tensor
-    spectral_radius: Tensor
-    residual: Tensor
-    backtest_error: Tensor
-    backtest_error_linear: Tensor
-    backtest_errors: Tensor
-    backtest_strides: int
-    eigenvalues: Tensor
+"""A displacement longer than this many of the window's longest steps is no answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class PredictionBatch:
-    """Displacements as combinations of what a window holds. H horizons, B blocks, M velocities oldest first.
+    """Displacements of B blocks at H horizons.
 
     Attributes:
-        velocity_coefficients: (H, B, M) float64, finite; zero for blocks that decline.
+        velocity_coefficients: (H, B, M) float64, finite; zero for blocks that decline. M = 0 with a `displacement`.
         last_coefficients: (H, B) float64, on the last snapshot; zero for the velocity observable.
+        displacement: (H, B, s) float64 itself, where the source was `Vectors` or `Streamed`; else None.
         moved: (H, B) bool; False where a block declines.
-        report: one for all horizons.
+        reports: one for each horizon.
     """
 
     velocity_coefficients: Tensor
     last_coefficients: Tensor
+    displacement: Tensor | None
     moved: Tensor
-    report: Report
+    reports: tuple[Report, ...]
+
+    @property
+    def report(self) -> Report:
+        """Of the first horizon."""
+        return self.reports[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Analysis:
+    """Fits of all candidates, their spectra and scores; leading dimension C B where it is not (C, B)."""
+
+    problem: Problem
+    candidates: tuple[Candidate, ...]
+    fitted: Fit
+    operator: Tensor
+    spectrum: Spectrum
+    before: Spectrum
+    tested: Backtest
 
 
 def predict(
-    products: Products, settings: OperatorSettings, horizons: Sequence[float], offset: float = 0.0
+    source: Source,
+    settings: OperatorSettings,
+    horizons: Sequence[float],
+    offset: float = 0.0,
+    resampling: Resampling | None = None,
 ) -> PredictionBatch:
     """Fit once and say where the weights go: ``ŵ(offset + horizon) - ŵ(offset)`` for each horizon.
 
-    A block declines (coefficients exactly zero) where nothing moved, where the back-test is no better than
-    staying, and where the answer is not finite.
+    Where candidates compete, each block takes the one that the back-test liked best at that horizon. A block declines
+    (its displacement is exactly zero) where nothing moved, where the back-test is no better than staying
+    (unless `always_move`), and where the answer is not finite.
 
     Args:
-        products: of the window.
+        source: what the window tells.
         settings: of the operator.
         horizons: how far ahead of `offset`, each finite and > 0. Unit: strides.
         offset: where the displacement starts, >= 0, counted from the last snapshot. Unit: strides.
+        resampling: to a uniform clock; horizons and offset are then in strides of that clock.
 
     Raises:
-        TooFewSnapshotsError: fewer than 3 snapshots for velocity, 2 for state.
+        TooFewSnapshotsError: fewer than 3 snapshots for velocity, 2 for state, one more for each delay.
         ValueError: for a horizon or an offset that is none.
     """
     if not all(math.isfinite(tau) and tau > 0 for tau in horizons):
         raise ValueError(f"horizons must be finite and > 0: {list(horizons)}")
     if not (math.isfinite(offset) and offset >= 0):
         raise ValueError(f"the offset must be finite and >= 0, not {offset}")
-    observed, fitted, tested, summary, operator, spectrum = _analyse(products, settings)
-    ends = [offset, *(offset + tau for tau in horizons)]
-    reached = advance(operator, spectrum, fitted.start, ends, settings.observable)
-    change = reached[:, :, 1:] - reached[:, :, :1]
-    coordinates = ((fitted.modes @ change).mT @ observed.lift[:-1]).transpose(0, 1)  # (H, B, M + 1)
-    moved = _sane(observed, coordinates) & (fitted.rank > 0) & ~(tested.error >= 1.0)
-    coordinates = torch.where(moved[:, :, None], coordinates, 0.0)
+    analysis = _analyse(_problem(source, settings, resampling), settings)
+    choices = torch.stack([_choice(analysis, offset + tau) for tau in horizons])
+    now = _displacements(
+        analysis, analysis.fitted, analysis.operator, analysis.spectrum, choices, horizons, offset
+    )
+    spread = _spread(analysis, now, choices, horizons, offset)
+    answers, moved, reports = [], [], []
+    for index, tau in enumerate(horizons):
+        displacement, scale = _bounded(analysis.problem, now[index], settings)
+        moves = _moves(analysis, choices[index], displacement, offset + tau, settings)
+        answers.append(torch.where(moves[:, None], displacement, 0.0))
+        moved.append(moves)
+        error = predicted_error(_chosen(analysis.tested.errors, choices[index]), spread[index], offset + tau)
+        reports.append(_report(analysis, choices[index], error, scale, displacement))
+    problem = analysis.problem
+    if problem.lift is None:
+        displacement = torch.stack(answers) * problem.scale[:, None]
+        nothing = displacement[:, :, :0]
+        return PredictionBatch(nothing, nothing.sum(dim=-1), displacement, torch.stack(moved), tuple(reports))
+    lifted = [problem.lift(answer) for answer in answers]
     return PredictionBatch(
-        coordinates[:, :, :-1].contiguous(), coordinates[:, :, -1].contiguous(), moved, summary
+        torch.stack([velocities for velocities, _ in lifted]),
+        torch.stack([last for _, last in lifted]),
+        None,
+        torch.stack(moved),
+        tuple(reports),
     )
 
 
-def report(products: Products, settings: OperatorSettings) -> Report:
-    """What `predict` would report, without predicting.
+def report(
+    source: Source, settings: OperatorSettings, strides: float = 1.0, resampling: Resampling | None = None
+) -> tuple[Report, Modes]:
+    """What `predict` would report, and the modes, without predicting.
+
+    Args:
+        source: what the window tells.
+        settings: of the operator.
+        strides: the horizon at which candidates are chosen and the error is predicted. Unit: strides.
+        resampling: as in `predict`.
 
     Raises:
-        TooFewSnapshotsError: fewer than 3 snapshots for velocity, 2 for state.
+        TooFewSnapshotsError: as `predict`.
     """
-    return _analyse(products, settings)[3]
-
-
-def _analyse(
-    products: Products, settings: OperatorSettings
-) -> tuple[Observed, Fit, Backtest, Report, Tensor, Spectrum]:
-    """Fit, back-test and spectrum; the last two are the operator in use and its spectrum."""
-    observed = observe(products, settings.observable)
-    fitted = fit(observed.gram, observed.noise, observed.snapshots(observed.count), settings)
-    operator, spectrum, before = decompose(fitted.operator, stable=settings.stabilize)
-    tested = backtest(observed, settings)
-    summary = Report(
-        rank=fitted.rank,
-        spectral_radius=before.radius,
-        residual=torch.where(fitted.rank > 0, fitted.residual, torch.nan),
-        backtest_error=tested.error,
-        backtest_error_linear=tested.error_linear,
-        backtest_errors=tested.errors,
-        backtest_strides=tested.strides,
-        eigenvalues=falling(before.values, fitted.rank),
+    analysis = _analyse(_problem(source, settings, resampling), settings)
+    choice = _choice(analysis, strides)
+    choices = choice[None]
+    now = _displacements(
+        analysis, analysis.fitted, analysis.operator, analysis.spectrum, choices, [strides], 0.0
     )
-    return observed, fitted, tested, summary, operator, spectrum
+    spread = _spread(analysis, now, choices, [strides], 0.0)[0]
+    error = predicted_error(_chosen(analysis.tested.errors, choice), spread, strides)
+    displacement, scale = _bounded(analysis.problem, now[0], settings)
+    found = _report(analysis, choice, error, scale, displacement)
+    fitted = analysis.fitted
+    modes = modes_of(
+        analysis.problem.pairs,
+        _chosen(fitted.modes, choice),
+        _chosen(fitted.operator, choice),
+        _chosen(fitted.rank, choice),
+    )
+    return found, modes
 
 
-def _sane(observed: Observed, coordinates: Tensor) -> Tensor:
-    """(H, B) bool: finite, and the displacement is not absurdly longer than what was seen."""
-    length = ((coordinates.unsqueeze(-2) @ observed.frame).squeeze(-2) * coordinates).sum(dim=-1)
-    return coordinates.isfinite().all(dim=-1) & (length < _FARTHEST**2)
+def _problem(source: Source, settings: OperatorSettings, resampling: Resampling | None) -> Problem:
+    if isinstance(source, Streamed):
+        if resampling is not None:
+            raise ValueError("a whole segment cannot be resampled: its snapshots are not stored")
+        return from_streamed(source, settings)
+    make = from_products if isinstance(source, Products) else from_vectors
+    return from_trajectory(make(source, settings.observable, resampling), settings)  # type: ignore[arg-type]  # one each
+
+
+def _analyse(problem: Problem, settings: OperatorSettings) -> _Analysis:
+    folds = problem.folds
+    most = min([fold.pairs.shape[1] for fold in folds] or [problem.pairs.shape[1]])
+    candidates = settings.candidates(most)
+    fitted = fit(problem.pairs, problem, candidates, settings)
+    operator, spectrum, before = decompose(fitted.operator.flatten(0, 1), stable=settings.stabilize)
+    tested = backtest(problem, candidates, settings)
+    return _Analysis(problem, candidates, fitted, operator, spectrum, before, tested)
+
+
+def _choice(analysis: _Analysis, strides: float) -> Tensor:
+    """(B,) number of the candidate with the least back-test error at that horizon; the first of equals."""
+    errors = at_stride(analysis.tested.errors, strides)
+    return torch.where(errors.isnan(), torch.inf, errors).argmin(dim=0)
+
+
+def _chosen(values: Tensor, choice: Tensor) -> Tensor:
+    """(B, …) of (C, B, …): each block's chosen candidate."""
+    return values[choice, torch.arange(values.shape[1])] if values.shape[0] > 1 else values[0]
+
+
+def _displacements(
+    analysis: _Analysis,
+    fitted: Fit,
+    operator: Tensor,
+    spectrum: Spectrum,
+    choices: Tensor,
+    horizons: Sequence[float],
+    offset: float,
+) -> Tensor:
+    """(H, B, d) displacements in coordinates, by the chosen candidates of a fit, from the window's last vector."""
+    observable, pairs = analysis.problem.observable, analysis.problem.pairs
+    start = (fitted.modes.mT @ pairs.start[:, :, None]).squeeze(-1)
+    if len(analysis.candidates) == 1:
+        reached = advance(
+            operator, spectrum, start[0], [offset, *(offset + tau for tau in horizons)], observable
+        )
+        change = reached[:, :, 1:] - reached[:, :, :1]
+        return (fitted.modes[0, :, : pairs.readout] @ change).permute(2, 0, 1)
+    shape = (fitted.start.shape[0], fitted.start.shape[1])
+    found = []
+    for choice, tau in zip(choices, horizons, strict=True):
+        mine = spectrum.chosen(shape, choice)
+        one = _chosen(operator.reshape(*shape, *operator.shape[1:]), choice)
+        reached = advance(one, mine, _chosen(start, choice), [offset, offset + tau], observable)
+        modes = _chosen(fitted.modes, choice)[:, : pairs.readout]
+        found.append((modes @ (reached[:, :, 1:] - reached[:, :, :1])).squeeze(-1))
+    return torch.stack(found)
+
+
+def _spread(
+    analysis: _Analysis, now: Tensor, choices: Tensor, horizons: Sequence[float], offset: float
+) -> Tensor:
+    """(H, B): how far the operators of the oldest fold disagree, relative to the displacement; NaN without a fold."""
+    earlier = analysis.tested.earlier
+    if earlier is None:
+        return now.new_full(now.shape[:2], torch.nan)
+    before = _displacements(
+        analysis, earlier.fitted, earlier.operator, earlier.spectrum, choices, horizons, offset
+    )
+    length = torch.linalg.vector_norm(now, dim=-1)
+    apart = torch.linalg.vector_norm(now - before, dim=-1)
+    return torch.where(length > 0, apart / length, torch.nan)
+
+
+def _bounded(problem: Problem, displacement: Tensor, settings: OperatorSettings) -> tuple[Tensor, Tensor]:
+    """The displacement within the trust region, (B, d), and the factor that brought it there, (B,)."""
+    if settings.max_jump is None:
+        return displacement, torch.ones_like(problem.path)
+    length = torch.linalg.vector_norm(displacement, dim=-1)
+    scale = bound_displacement(length, problem.path, settings.max_jump)
+    return displacement * scale[:, None], scale
+
+
+def _moves(
+    analysis: _Analysis, choice: Tensor, displacement: Tensor, strides: float, settings: OperatorSettings
+) -> Tensor:
+    """(B,) bool: finite, not absurdly long, of a rank, and better than staying where that was tested."""
+    length = displacement.square().sum(dim=-1)
+    weights = displacement * analysis.problem.scale[:, None]  # their numbers may be beyond float64
+    sane = weights.isfinite().all(dim=-1) & (length < _FARTHEST**2)
+    moves = sane & (_chosen(analysis.fitted.rank, choice) > 0) & analysis.problem.usable
+    if settings.always_move:
+        return moves
+    return moves & ~(at_stride(_chosen(analysis.tested.errors, choice), strides) >= 1.0)
+
+
+def _report(
+    analysis: _Analysis, choice: Tensor, error: Tensor, scale: Tensor, displacement: Tensor
+) -> Report:
+    shape = analysis.fitted.start.shape[:2]
+    before = analysis.before
+    return report_of(
+        rank=_chosen(analysis.fitted.rank, choice),
+        residual=_chosen(analysis.fitted.residual, choice),
+        radius=_chosen(before.radius.reshape(shape), choice),
+        values=_chosen(before.values.reshape(*shape, -1), choice),
+        tested=analysis.tested,
+        errors=_chosen(analysis.tested.errors, choice),
+        predicted_error=error,
+        jump_scale=scale,
+        jump_length=torch.linalg.vector_norm(displacement, dim=-1) * analysis.problem.scale,
+        scale=analysis.problem.scale,
+        candidates=analysis.candidates,
+        choice=choice,
+    )

@@ -1,52 +1,60 @@
-"""How many modes to keep: one function per rule, each (B,) from singular values.
-
-The next rules (Gavish & Donoho 2014; the back-tested rank) belong here.
-"""
+"""How many modes to keep: one function per rule, each (B,) from singular values."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from koopcast_server.koopman.settings import OperatorSettings
+from koopcast_server.koopman.settings import Candidate, OperatorSettings
 
-__all__ = ["AUTO_ENERGY", "auto_rank", "choose_rank", "energy_rank", "numerical_rank"]
+__all__ = [
+    "AUTO_ENERGY",
+    "auto_rank",
+    "choose_rank",
+    "energy_rank",
+    "gavish_donoho_rank",
+    "numerical_rank",
+]
 
 AUTO_ENERGY = 1.0 - 1e-8
 """Share of the squared singular values that ``"auto"`` keeps: modes down to 1e-4 of the largest. A coarser 0.9999 drops
 real modes below a hundredth; what is only rounding, the noise floor of `numerical_rank` removes."""
 
-_ROUNDING = 32 * torch.finfo(torch.float64).eps
-"""Squared singular values below this share of the largest, per vector, are rounding."""
 
-
-def choose_rank(squared: Tensor, noise: Tensor, snapshots: int, settings: OperatorSettings) -> Tensor:
-    """Rank by the rule in `settings`, never above the numerical rank; 0 where all singular values are 0.
+def choose_rank(
+    squared: Tensor,
+    floor: Tensor,
+    candidate: Candidate,
+    settings: OperatorSettings,
+    *,
+    snapshots: int,
+    shape: tuple[int, int],
+) -> Tensor:
+    """Rank by the candidate's rule, never above the numerical rank; 0 where all singular values are 0.
 
     Args:
-        squared: (B, m) squared singular values, falling.
-        noise: (B,) squared singular value below which there is only noise.
-        snapshots: weight snapshots that the fit uses.
+        squared: (B, q) squared singular values, falling.
+        floor: (B,) squared singular value below which there is only rounding or noise.
+        candidate: names the rule.
         settings: of the operator.
+        snapshots: weight snapshots that the fit uses.
+        shape: (rows, columns) of the matrix that has these singular values.
     """
-    numerical = numerical_rank(squared, noise)
-    if settings.rank_rule == "fixed":
-        rank = torch.full_like(numerical, settings.rank)
-    elif settings.rank_rule == "energy":
+    numerical = numerical_rank(squared, floor)
+    if candidate.rank_rule == "fixed":
+        rank = torch.full_like(numerical, candidate.rank)
+    elif candidate.rank_rule == "energy":
         rank = energy_rank(squared, settings.energy)
+    elif candidate.rank_rule == "gavish_donoho":
+        rank = gavish_donoho_rank(squared, shape)
     else:
         rank = auto_rank(squared, snapshots, common_part=settings.observable == "state")
     return torch.minimum(rank, numerical)
 
 
-def numerical_rank(squared: Tensor, noise: Tensor) -> Tensor:
-    """Singular values above rounding, of the Gram and of what it was made from; at least 1 if any is not 0.
-
-    A Gram squares the condition: singular values are known to half the digits of float64.
-    """
-    largest = squared[:, 0]
-    floor = torch.maximum(_ROUNDING * squared.shape[1] * largest, noise)
-    return torch.maximum((squared > floor[:, None]).sum(dim=-1), (largest > 0).long())
+def numerical_rank(squared: Tensor, floor: Tensor) -> Tensor:
+    """Singular values above the floor; at least 1 if any is not 0."""
+    return torch.maximum((squared > floor[:, None]).sum(dim=-1), (squared[:, 0] > 0).long())
 
 
 def energy_rank(squared: Tensor, energy: float) -> Tensor:
@@ -54,6 +62,23 @@ def energy_rank(squared: Tensor, energy: float) -> Tensor:
     missing = squared.flip(-1).cumsum(dim=-1).flip(-1)  # what the ranks 0, 1, … leave out
     allowed = (1.0 - energy) * missing[:, :1]
     return (missing > allowed).sum(dim=-1)
+
+
+def gavish_donoho_rank(squared: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Singular values above ω(β) times their median: the optimal hard threshold for white noise of unknown level.
+
+    Gavish & Donoho 2014 (IEEE Trans. Inf. Theory 60), section I; ω by their approximation (equation 5), with β the
+    aspect ratio of the matrix. At least 1 where anything moved. Values that are not given are zeros: without noise
+    the median may be one, and then everything is kept.
+    """
+    short, long = sorted(shape)
+    beta = short / long
+    omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
+    singular = squared.sqrt()
+    missing = max(0, short - singular.shape[-1])
+    everything = torch.cat([singular, singular.new_zeros((len(singular), missing))], dim=-1)
+    median = everything.quantile(0.5, dim=-1)
+    return (singular > omega * median[:, None]).sum(dim=-1).clamp(min=1)
 
 
 def auto_rank(squared: Tensor, snapshots: int, *, common_part: bool) -> Tensor:

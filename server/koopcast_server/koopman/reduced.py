@@ -1,31 +1,40 @@
-"""The reduced operator: least squares from each vector to the next, in the POD basis, off the Gram alone.
+"""The reduced operator: least squares from each vector to the next, in the POD basis, in coordinates.
 
-Schmid 2010 (J. Fluid Mech. 656), section 2; Tu et al. 2014 (J. Comput. Dyn. 1), definition 1 and section 2.
+Schmid 2010 (J. Fluid Mech. 656), section 2; Tu et al. 2014 (J. Comput. Dyn. 1), definition 1 and section 2. All
+candidates (rank, ridge, correction for noise) are fitted at once: they share one decomposition, and are one more
+dimension of the batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from koopcast_server.koopman.debias import forward_backward, on_common_subspace
+from koopcast_server.koopman.pairs import Pairs, Problem
 from koopcast_server.koopman.rank import choose_rank
-from koopcast_server.koopman.settings import OperatorSettings
+from koopcast_server.koopman.settings import Candidate, OperatorSettings
 
 __all__ = ["Fit", "fit"]
+
+_EPSILON = torch.finfo(torch.float64).eps
+_TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A reduced operator per block; r is the largest rank among them, at least 1; zeros pad the others.
+    """Reduced operators of C candidates and B blocks; r is the largest rank among them, at least 1; zeros pad.
 
     Attributes:
-        modes: (B, m - 1, r), the orthonormal POD modes as combinations of the inputs x_1 … x_{m-1}.
-        operator: (B, r, r), advances mode amplitudes by one stride.
-        start: (B, r), amplitudes of x_m.
-        rank: (B,) int64; 0 where there is nothing to fit, or no finite operator.
-        residual: (B,), |Y - A X| / |Y|; NaN where Y is zero.
+        modes: (C, B, e, r), orthonormal POD modes.
+        operator: (C, B, r, r), advances mode amplitudes by one stride.
+        start: (C, B, r), amplitudes of the vector to go on from.
+        rank: (C, B) int64; 0 where there is nothing to fit, or no finite operator.
+        residual: (C, B), |Y - A X| / |Y|; NaN where Y is zero.
     """
 
     modes: Tensor
@@ -35,40 +44,109 @@ class Fit:
     residual: Tensor
 
 
-def fit(gram: Tensor, noise: Tensor, snapshots: int, settings: OperatorSettings) -> Fit:
-    """Minimise ``|A X - Y|² + (ridge σ₁)² |A|²`` within the leading modes of X.
+@dataclass(frozen=True, slots=True)
+class _Decomposition:
+    """``X = U Σ Vᵀ`` and ``Uᵀ Y V``; leading dimensions (…, B)."""
 
-    With ``XᵀX = V Σ² Vᵀ`` and modes ``U = X V Σ⁻¹`` that is
-    ``Uᵀ A U = Σ⁻¹ Vᵀ (XᵀY) V Σ⁻¹ · σ² / (σ² + (ridge σ₁)²)``.
+    modes: Tensor
+    singular: Tensor
+    right: Tensor
+    cross: Tensor
+
+
+def fit(pairs: Pairs, problem: Problem, candidates: Sequence[Candidate], settings: OperatorSettings) -> Fit:
+    """Minimise ``|A X - Y|² + (ridge σ₁)² |A|²`` within the leading modes of X, for each candidate.
+
+    With ``X = U Σ Vᵀ`` that is ``Uᵀ A U = Uᵀ Y V · Σ / (Σ² + (ridge σ₁)²)``.
 
     Args:
-        gram: (B, m, m) float64, <x_i, x_j> of consecutive vectors, m >= 2, finite; X is x_1 … x_{m-1}.
-        noise: (B,) squared length of the noise in one vector.
-        snapshots: weight snapshots these vectors are made of, for the rank rule.
+        pairs: inputs and outputs in coordinates, finite.
+        problem: that they are a part of; says what is noise.
+        candidates: C of them, those with the same correction for noise next to each other.
         settings: of the operator.
     """
-    inputs, cross = gram[:, :-1, :-1], gram[:, :-1, 1:]
-    squared, vectors = torch.linalg.eigh(inputs)
-    squared, vectors = squared.flip(-1).clamp(min=0.0), vectors.flip(-1)
-    rank = choose_rank(squared, noise, snapshots, settings)
-    size = max(1, int(rank.max()))
-    kept = torch.arange(size) < rank[:, None]
-    squared = squared[:, :size]
-    inverse = torch.where(kept, squared.clamp(min=torch.finfo(squared.dtype).tiny).rsqrt(), 0.0)
-    modes = vectors[:, :, :size] * inverse[:, None, :]
-    damping = torch.where(kept, squared / (squared + settings.ridge**2 * squared[:, :1]), 0.0)
-    projected = modes.mT @ cross @ modes  # Uᵀ Y V Σ⁻¹
-    operator = projected * damping[:, None, :]
-    start = (modes.mT @ gram[:, :-1, -1:]).squeeze(-1)
-    residual = _residual(gram, squared, projected, operator)
+    plain = _decompose(pairs.inputs, pairs.outputs)
+    squared = plain.singular.square()
+    relative = (max(pairs.inputs.shape[-2:]) * _EPSILON) ** 2
+    rounding = torch.maximum(problem.rounding, relative * squared[:, 0])
+    noise = torch.maximum(problem.noise, rounding)
+    ranks = torch.stack(
+        [
+            choose_rank(
+                squared,
+                rounding if settings.keeps_everything(candidate) else noise,
+                candidate,
+                settings,
+                snapshots=pairs.snapshots,
+                shape=pairs.shape,
+            )
+            for candidate in candidates
+        ]
+    )
+    size = max(1, int(ranks.max()))
+    fits = []
+    position = 0
+    for debias, group in groupby(candidates, key=lambda candidate: candidate.debias):
+        some = list(group)
+        rank = ranks[position : position + len(some)]
+        position += len(some)
+        ridges = torch.tensor([candidate.ridge for candidate in some], dtype=squared.dtype)
+        decomposition = _broadcast(plain, len(some))
+        if debias == "total_least_squares":
+            inputs, outputs = on_common_subspace(pairs.inputs, pairs.outputs, rank)
+            decomposition = _decompose(inputs, outputs)
+        fits.append(_reduce(pairs, decomposition, rank, ridges, size, corrected=debias == "forward_backward"))
+    return fits[0] if len(fits) == 1 else _joined(fits)
+
+
+def _decompose(inputs: Tensor, outputs: Tensor) -> _Decomposition:
+    modes, singular, right = torch.linalg.svd(inputs, full_matrices=False)
+    return _Decomposition(modes, singular, right.mT, modes.mT @ outputs @ right.mT)
+
+
+def _broadcast(plain: _Decomposition, count: int) -> _Decomposition:
+    def repeated(tensor: Tensor) -> Tensor:
+        return tensor.expand(count, *tensor.shape)
+
+    return _Decomposition(
+        repeated(plain.modes), repeated(plain.singular), repeated(plain.right), repeated(plain.cross)
+    )
+
+
+def _reduce(
+    pairs: Pairs, found: _Decomposition, rank: Tensor, ridges: Tensor, size: int, *, corrected: bool
+) -> Fit:
+    """(C, B, …) reduced operators from a decomposition."""
+    kept = torch.arange(size) < rank[:, :, None]
+    singular = found.singular[..., :size]
+    alpha = ridges[:, None, None] * found.singular[..., :1]
+    weight = singular.square() + alpha.square()
+    gain = torch.where(kept & (weight > _TINY), singular / weight.clamp(min=_TINY), 0.0)
+    modes = torch.where(kept[:, :, None, :], found.modes[..., :size], 0.0)
+    cross = torch.where(kept[..., None], found.cross[..., :size, :size], 0.0)
+    operator = cross * gain[:, :, None, :]
+    inputs, outputs = modes.mT @ pairs.inputs, modes.mT @ pairs.outputs
+    if corrected:
+        operator = forward_backward(operator, inputs, outputs, rank)
     sound = operator.isfinite().all(dim=-1).all(dim=-1)  # else: growth beyond what float64 can hold
-    operator = torch.where(sound[:, None, None], operator, 0.0)
+    operator = torch.where(sound[..., None, None], operator, 0.0)
+    start = (modes.mT @ pairs.start[:, :, None]).squeeze(-1)
+    residual = _residual(pairs.outputs, outputs, operator @ inputs)
     return Fit(modes, operator, start, torch.where(sound, rank, 0), residual)
 
 
-def _residual(gram: Tensor, squared: Tensor, projected: Tensor, operator: Tensor) -> Tensor:
-    """|Y - U Ã Uᵀ X| / |Y| from ``|Y|² - 2 <Uᵀ Y V, Ã Σ> + |Ã Σ|²``."""
-    outputs = gram.diagonal(dim1=-2, dim2=-1)[:, 1:].sum(dim=-1)
-    weights = squared[:, None, :]  # Ã Σ and Uᵀ Y V = projected Σ
-    explained = ((2.0 * projected - operator) * operator * weights).sum(dim=(-2, -1))
-    return torch.where(outputs > 0, ((outputs - explained) / outputs).clamp(min=0.0).sqrt(), torch.nan)
+def _residual(outputs: Tensor, projected: Tensor, explained: Tensor) -> Tensor:
+    """|Y - U Ã Uᵀ X| / |Y| from ``|Y|² - 2 <Uᵀ Y, Ã Uᵀ X> + |Ã Uᵀ X|²``."""
+    length = outputs.square().sum(dim=(-2, -1))
+    unexplained = length - ((2.0 * projected - explained) * explained).sum(dim=(-2, -1))
+    return torch.where(length > 0, (unexplained / length).clamp(min=0.0).sqrt(), torch.nan)
+
+
+def _joined(fits: Sequence[Fit]) -> Fit:
+    return Fit(
+        torch.cat([one.modes for one in fits]),
+        torch.cat([one.operator for one in fits]),
+        torch.cat([one.start for one in fits]),
+        torch.cat([one.rank for one in fits]),
+        torch.cat([one.residual for one in fits]),
+    )

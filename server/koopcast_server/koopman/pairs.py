@@ -1,0 +1,226 @@
+"""The least-squares problem of a block: inputs, the outputs that follow them, and where the prediction starts.
+
+A *fold* is such a problem on the older part of the window, together with what happened next: the back-test fits the
+one and predicts the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from koopcast_server.koopman.settings import Observable, OperatorSettings, TooFewSnapshotsError
+from koopcast_server.koopman.trajectory import Trajectory
+
+__all__ = ["Fold", "Pairs", "Problem", "Streamed", "from_streamed", "from_trajectory"]
+
+_TINY = torch.finfo(torch.float64).tiny
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Inputs and outputs of an operator, in coordinates. B blocks, e rows, p pairs.
+
+    Attributes:
+        inputs: (B, e, p); with delays, e counts all stacked vectors.
+        outputs: (B, e, p).
+        start: (B, e), the vector to go on from.
+        readout: rows that are the block's own coordinates (the newest of the stacked vectors): the first `readout`.
+        snapshots: weight snapshots that they are made of, for the rank rule.
+        shape: (rows, columns) of the matrix of inputs that these stand for: weights by pairs.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    start: Tensor
+    readout: int
+    snapshots: int
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Pairs of the older part of a window, and what came after it.
+
+    Attributes:
+        pairs: to fit.
+        truth: (B, d, h), displacement from the fold's last snapshot after 1 … h strides.
+        last_step: (B, d), its last velocity.
+        mean_step: (B, d), the mean of its velocities.
+    """
+
+    pairs: Pairs
+    truth: Tensor
+    last_step: Tensor
+    mean_step: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """All that predictions of B blocks are made from.
+
+    Attributes:
+        observable: what the operator advances.
+        pairs: of the whole window.
+        folds: the oldest first; their `truth` ends at the same snapshot. Empty where the window is too short.
+        noise: (B,), squared length of what rounding adds to a vector.
+        rounding: (B,), likewise by the arithmetic that made the coordinates.
+        usable: (B,) bool.
+        scale: (B,), the length of a unit of coordinates.
+        path: (B,), length of the path within the window, in coordinates.
+        lift: coordinates of displacements (…, B, d) to coefficients of velocities (…, B, M) and of the last snapshot
+            (…, B); None: primal.
+    """
+
+    observable: Observable
+    pairs: Pairs
+    folds: tuple[Fold, ...]
+    noise: Tensor
+    rounding: Tensor
+    usable: Tensor
+    scale: Tensor
+    path: Tensor
+    lift: Callable[[Tensor], tuple[Tensor, Tensor]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """Blocks whose pairs were accumulated as an R factor, all float64 on the CPU; B blocks of s weights.
+
+    Attributes:
+        factor: (B, 2 s, 2 s) upper triangular R of the rows ``[x_t, x_{t+1}]``, all pairs of the segment.
+        earlier: the same of all pairs but the last h, which the back-test predicts; None: too few.
+        tail: (B, h + 2, s), the last vectors, oldest first, of which the last h are held out.
+        last: (B, s), the last snapshot.
+        snapshots: weight snapshots in the segment.
+        snapshot_epsilon: relative spacing of the numbers that snapshots were given in; 0: exact.
+    """
+
+    factor: Tensor
+    earlier: Tensor | None
+    tail: Tensor
+    last: Tensor
+    snapshots: int
+    snapshot_epsilon: float = 0.0
+
+
+def from_trajectory(trajectory: Trajectory, settings: OperatorSettings) -> Problem:
+    """The problem of a sliding window.
+
+    The back-test holds out the last ``h = max(1, M // 3)`` of M velocities, and once more the last half of these.
+
+    Raises:
+        TooFewSnapshotsError: fewer than 3 snapshots for velocity, 2 for state, one more for each delay.
+    """
+    if trajectory.snapshots < settings.minimum_snapshots:
+        raise TooFewSnapshotsError(trajectory.snapshots, settings.minimum_snapshots)
+    velocities = trajectory.steps.shape[-1]
+    held_out = max(1, velocities // 3)
+    folds = tuple(
+        _fold(trajectory, settings, velocities - strides)
+        for strides in sorted({held_out, (held_out + 1) // 2}, reverse=True)
+        if velocities - strides + 1 >= settings.minimum_snapshots
+    )
+    whole = _pairs(trajectory, settings, velocities)
+    return Problem(
+        observable=trajectory.observable,
+        pairs=whole,
+        folds=folds if folds and folds[0].truth.shape[-1] == held_out else (),
+        noise=trajectory.noise * (settings.delays + 1),
+        rounding=trajectory.rounding * (settings.delays + 1),
+        usable=trajectory.usable,
+        scale=trajectory.scale,
+        path=trajectory.steps.square().sum(1).sqrt().sum(-1),
+        lift=_lift(trajectory) if trajectory.velocity_lift is not None else None,
+    )
+
+
+def from_streamed(streamed: Streamed, settings: OperatorSettings) -> Problem:
+    """The problem of a whole segment.
+
+    The path is that of the tail: earlier vectors are not stored.
+
+    Raises:
+        TooFewSnapshotsError: as `from_trajectory`.
+    """
+    if streamed.snapshots < settings.minimum_snapshots:
+        raise TooFewSnapshotsError(streamed.snapshots, settings.minimum_snapshots)
+    size = streamed.last.shape[-1]
+    sound = streamed.last.isfinite().all(-1)
+    for given in (streamed.factor, streamed.earlier, streamed.tail):
+        if given is not None:
+            sound &= given.isfinite().all(-1).all(-1)
+    tail = torch.where(sound[:, None, None], streamed.tail.mT, 0.0)
+    factor = torch.where(sound[:, None, None], streamed.factor, 0.0)
+    # by both: a block may have come to rest, or be growing fast
+    largest = torch.maximum(factor.abs().amax(dim=(-2, -1)), tail.abs().amax(dim=(-2, -1)))
+    usable = sound & (largest > _TINY)
+    scale = torch.where(usable, largest, 1.0)
+    tail = tail / scale[:, None, None]
+    steps = tail.diff(dim=-1) if settings.observable == "state" else tail[:, :, 1:]
+    usable &= steps.abs().amax(dim=(-2, -1)) > 0
+    spacing = torch.where(sound[:, None], streamed.last, 0.0) * (streamed.snapshot_epsilon / scale)[:, None]
+
+    def pairs(factor: Tensor, start: Tensor, held: int) -> Pairs:
+        rows = torch.where(usable[:, None, None], factor, 0.0).mT / scale[:, None, None]
+        return Pairs(rows[:, :size], rows[:, size:], start, size, held, (size, max(1, held - 1)))
+
+    folds: tuple[Fold, ...] = ()
+    held_out = tail.shape[-1] - 2
+    if streamed.earlier is not None and held_out > 0:
+        truth = steps[:, :, -held_out:].cumsum(-1)
+        known = steps[:, :, :-held_out]
+        earlier = pairs(streamed.earlier, tail[:, :, 1], streamed.snapshots - held_out)
+        folds = (Fold(earlier, truth, known[:, :, -1], known.mean(-1)),)
+    return Problem(
+        observable=settings.observable,
+        pairs=pairs(streamed.factor, tail[:, :, -1], streamed.snapshots),
+        folds=folds,
+        noise=spacing.square().sum(-1),
+        rounding=torch.zeros_like(scale),
+        usable=usable,
+        scale=scale,
+        path=steps.square().sum(1).sqrt().sum(-1),
+        lift=None,
+    )
+
+
+def _pairs(trajectory: Trajectory, settings: OperatorSettings, velocities: int) -> Pairs:
+    """Pairs of the first `velocities` velocities (and the weights between them)."""
+    count = velocities if trajectory.observable == "velocity" else velocities + 1
+    vectors = trajectory.vectors[:, :, :count]
+    size, delays = vectors.shape[1], settings.delays
+    stacked = torch.cat([vectors[:, :, delays - lag : count - lag] for lag in range(delays + 1)], dim=1)
+    inputs, outputs = stacked[:, :, :-1], stacked[:, :, 1:]
+    if settings.forgetting < 1.0:
+        age = torch.arange(inputs.shape[-1] - 1, -1, -1, dtype=inputs.dtype)
+        weight = settings.forgetting ** (age / 2.0)
+        inputs, outputs = inputs * weight, outputs * weight
+    shape = (trajectory.elements * (delays + 1), inputs.shape[-1])
+    return Pairs(inputs, outputs, stacked[:, :, -1], size, velocities + 1, shape)
+
+
+def _fold(trajectory: Trajectory, settings: OperatorSettings, velocities: int) -> Fold:
+    steps = trajectory.steps
+    known, truth = steps[:, :, :velocities], steps[:, :, velocities:].cumsum(-1)
+    still = torch.zeros_like(steps[:, :, 0])
+    return Fold(
+        pairs=_pairs(trajectory, settings, velocities),
+        truth=truth,
+        last_step=known[:, :, -1] if velocities else still,
+        mean_step=known.mean(-1) if velocities else still,
+    )
+
+
+def _lift(trajectory: Trajectory) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    velocity_lift, last_lift = trajectory.velocity_lift, trajectory.last_lift
+    assert velocity_lift is not None  # noqa: S101  # for the type checker: asked only of dual trajectories
+    assert last_lift is not None  # noqa: S101  # likewise
+
+    def lift(displacement: Tensor) -> tuple[Tensor, Tensor]:
+        return (velocity_lift @ displacement[..., None]).squeeze(-1), (displacement * last_lift).sum(-1)
+
+    return lift
