@@ -38,8 +38,8 @@ from koopcast.errors import (
 )
 from koopcast.job import Job
 from koopcast.operator import Operator
-from koopcast.prediction import Block, Prediction
-from koopcast.status import JobStatus, Lease
+from koopcast.prediction import Block, Mode, Prediction, Summary
+from koopcast.status import HistoryPoint, JobStatus, Lease
 from koopcast.upload import PushResult
 from koopcast.version import VERSION
 from koopcast.wire import TensorSpec
@@ -60,6 +60,7 @@ __all__ = [
     "DataLoss",
     "DeadlineExceeded",
     "FailedPrecondition",
+    "HistoryPoint",
     "InternalError",
     "InvalidArgument",
     "Job",
@@ -68,12 +69,14 @@ __all__ = [
     "Lease",
     "LeaseLost",
     "MissingExtra",
+    "Mode",
     "NotFound",
     "Operator",
     "PermissionDenied",
     "Prediction",
     "PushResult",
     "ResourceExhausted",
+    "Summary",
     "TensorSpec",
     "Unauthenticated",
     "Unavailable",

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from koopcast.errors import DataLoss, InternalError
 from koopcast.messages import DTYPE_NAMES
-from koopcast.prediction import Prediction, Tensors, block_from_message
+from koopcast.prediction import Prediction, Tensors, block_from_message, summary_from_message
 from koopcast.v1 import prediction_pb2
 from koopcast.wire import Layout, checksum, storage_dtype, widen
 
@@ -87,7 +87,8 @@ class _Reader:
             segment=report.segment,
             moved=report.moved,
             operator_index=report.operator_index,
-            blocks=tuple(block_from_message(block) for block in report.blocks),
+            blocks=tuple(map(block_from_message, report.blocks)),
+            summary=summary_from_message(report.summary),
             displacement=displacement,
             _base=lambda: self._base(report.segment, report.base_step),
         )

@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
-from koopcast.arguments import check_finite
+from koopcast.arguments import check_finite, check_whole
 from koopcast.channel import Connection
 from koopcast.embedded import EmbeddedService, acquire_embedded
 from koopcast.errors import ArgumentTypeError, ArgumentValueError, KoopcastError
 from koopcast.job import Job
-from koopcast.messages import DTYPE_NUMBERS, operator_to_message, tensors_to_messages
+from koopcast.messages import DTYPE_NUMBERS, tensors_to_messages
 from koopcast.names import check_job_name
 from koopcast.operator import Operator
+from koopcast.operator_messages import operator_to_message
 from koopcast.status import JobStatus, status_from_message
 from koopcast.v1 import job_pb2, job_pb2_grpc
 from koopcast.version import PROTOCOL_VERSION, VERSION
@@ -164,15 +165,26 @@ class Client:
             if not page_token:
                 return statuses
 
-    def job_status(self, name: str) -> JobStatus:
+    def job_status(self, name: str, first_block: int = 0, max_blocks: int = 256) -> JobStatus:
         """The state of one job of this identity, with the operators of its window; needs no lease.
+
+        Args:
+            name: the job's name.
+            first_block: number of the first block to tell of, from 0.
+            max_blocks: blocks to tell of at most, 1 to 4096 (more are cut to that): a node partition has a hundred
+                thousand. `JobStatus.summary` speaks of all.
 
         Raises:
             NotFound: no such job.
+            ArgumentValueError, ArgumentTypeError: a name that no job can have, a number out of range.
         """
         response = self._connection.call(
             lambda channel: job_pb2_grpc.JobServiceStub(channel).GetJob,
-            job_pb2.GetJobRequest(name=check_job_name(name)),
+            job_pb2.GetJobRequest(
+                name=check_job_name(name),
+                first_block=check_whole("first_block", first_block, 0, 2**32 - 1),
+                max_blocks=check_whole("max_blocks", max_blocks, 1, 2**32 - 1),
+            ),
             self._timeout_seconds,
         )
         return status_from_message(response.job)

@@ -21,8 +21,9 @@ from koopcast.errors import (
     KoopcastError,
     Unavailable,
 )
-from koopcast.messages import override_to_message, tensors_to_messages
+from koopcast.messages import tensors_to_messages
 from koopcast.operator import Operator
+from koopcast.operator_messages import override_to_message
 from koopcast.prediction import Prediction, Tensors
 from koopcast.status import JobStatus, status_from_message
 from koopcast.upload import PushResult, Upload
@@ -103,7 +104,8 @@ class Job:
             step: the trainer's step, a whole number >= 0; within a segment it rises by exactly the stride.
             tensors: name to NumPy array or torch tensor, names, shapes and dtypes as when the job was opened.
             averaging: the arrays are the mean of the last `averaging` steps.
-            clock: the snapshot's clock, e.g. the summed learning rate; stored, and reserved for resampling.
+            clock: the snapshot's clock, e.g. the summed learning rate, for predictions with `clock_intervals`; rises
+                within a segment. By default the step.
             timeout_seconds: deadline; by default the client's plus what the bytes need at 10 MB/s.
 
         Raises:
@@ -148,10 +150,13 @@ class Job:
     @overload
     def predict_ahead(
         self,
-        horizon: float,
+        horizon: float | None = None,
         *,
         from_step: int | None = None,
         operators: None = None,
+        clock_intervals: Sequence[float] | None = None,
+        from_clock: float | None = None,
+        max_blocks: int = 256,
         timeout_seconds: float | None = None,
     ) -> Prediction: ...
 
@@ -162,43 +167,58 @@ class Job:
         *,
         from_step: int | None = None,
         operators: None = None,
+        clock_intervals: Sequence[float] | None = None,
+        from_clock: float | None = None,
+        max_blocks: int = 256,
         timeout_seconds: float | None = None,
     ) -> list[Prediction]: ...
 
     @overload
     def predict_ahead(
         self,
-        horizon: Sequence[float] | float,
+        horizon: Sequence[float] | float | None = None,
         *,
         from_step: int | None = None,
         operators: Sequence[Operator],
+        clock_intervals: Sequence[float] | None = None,
+        from_clock: float | None = None,
+        max_blocks: int = 256,
         timeout_seconds: float | None = None,
     ) -> list[Prediction]: ...
 
     def predict_ahead(
         self,
-        horizon: Sequence[float] | float,
+        horizon: Sequence[float] | float | None = None,
         *,
         from_step: int | None = None,
         operators: Sequence[Operator] | None = None,
+        clock_intervals: Sequence[float] | None = None,
+        from_clock: float | None = None,
+        max_blocks: int = 256,
         timeout_seconds: float | None = None,
     ) -> Prediction | list[Prediction]:
         """Asks for the weights' displacement `horizon` trainer steps ahead.
 
         Args:
-            horizon: steps ahead of `from_step`, > 0 and finite; a sequence of them gives a list, in order.
+            horizon: steps ahead of `from_step`, > 0 and at most 2**53; a sequence of them gives a list, in order. None:
+                the job's trusted horizon, which grows with accepted and shrinks with rejected jumps (see `report`).
             from_step: where the trainer is; by default the step of the last snapshot.
-            operators: answer with the rank, ridge and stabilisation of each of these instead of the job's, on
-                the same window; gives a list, all horizons of the first operator, then of the second, and so on.
+            operators: answer with the rank, ridge, debiasing and stabilisation of each of these instead of the job's,
+                on the same window; gives a list, all horizons of the first operator, then of the second, and so on.
+            clock_intervals: the horizons on the clock that the snapshots were pushed with (e.g. summed learning rate),
+                one for each: the snapshots are then resampled to a uniform clock, on which training under a
+                schedule is more nearly autonomous.
+            from_clock: with `clock_intervals`, the clock at `from_step`; by default the last snapshot's.
+            max_blocks: blocks to report on at most, 1 to 4096; `Prediction.summary` speaks of all.
             timeout_seconds: deadline; by default the client's plus what the bytes need at 10 MB/s.
 
         Raises:
             ArgumentValueError, ArgumentTypeError: a horizon <= 0, NaN or infinite; no horizon.
-            FailedPrecondition: too few snapshots; the details hold both numbers.
-            InvalidArgument: `from_step` before the last snapshot.
+            FailedPrecondition: too few snapshots (the details hold both numbers), or a clock too uneven to resample.
+            InvalidArgument: `from_step` or `from_clock` before the last snapshot.
         """
         self._check_open()
-        horizons = check_horizons(horizon)
+        horizons = [] if horizon is None else check_horizons(horizon)
         from_step = None if from_step is None else check_whole("from_step", from_step, 0)
         overrides = check_operators(operators)
         request = prediction_pb2.PredictAheadRequest(
@@ -208,8 +228,11 @@ class Job:
             from_step=from_step,
             operators=[override_to_message(operator) for operator in overrides],
             include_base=self._last is None,
+            clock_intervals=[] if clock_intervals is None else check_horizons(clock_intervals),
+            from_clock=None if from_clock is None else check_finite("from_clock", from_clock),
+            max_blocks=check_whole("max_blocks", max_blocks, 1, 2**32 - 1),
         )
-        answer_bytes = 8 * self._layout.elements * len(horizons) * max(1, len(overrides))
+        answer_bytes = 8 * self._layout.elements * max(1, len(horizons)) * max(1, len(overrides))
         predictions = self._answers(request, self._deadline(timeout_seconds, answer_bytes))
         single = operators is None and not isinstance(horizon, Sequence)
         return predictions[0] if single else predictions
@@ -258,12 +281,21 @@ class Job:
             self.segment += 1
             return self.segment
 
-    def status(self) -> JobStatus:
-        """The job's state, with the operators of the window as it is now."""
+    def status(self, first_block: int = 0, max_blocks: int = 256) -> JobStatus:
+        """The job's state, with the operators of the window as it is now.
+
+        Args:
+            first_block: number of the first block to tell of.
+            max_blocks: blocks to tell of at most, 1 to 4096; `JobStatus.summary` speaks of all.
+        """
         self._check_open()
         response = self._connection.call(
             lambda channel: job_pb2_grpc.JobServiceStub(channel).GetJob,
-            job_pb2.GetJobRequest(name=self.name),
+            job_pb2.GetJobRequest(
+                name=self.name,
+                first_block=check_whole("first_block", first_block, 0, 2**32 - 1),
+                max_blocks=check_whole("max_blocks", max_blocks, 1, 2**32 - 1),
+            ),
             self._timeout_seconds,
         )
         return status_from_message(response.job)

@@ -6,20 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from koopcast.messages import (
-    DTYPE_NAMES,
-    DTYPE_NUMBERS,
-    operator_from_message,
-    operator_to_message,
-    tensors_from_messages,
-    tensors_to_messages,
-)
+from koopcast.messages import DTYPE_NAMES, DTYPE_NUMBERS, tensors_from_messages, tensors_to_messages
 from koopcast.operator import Operator
-from koopcast.prediction import Block, block_from_message, block_to_message
+from koopcast.operator_messages import operator_from_message, operator_to_message
+from koopcast.prediction import (
+    Block,
+    Summary,
+    block_from_message,
+    block_to_message,
+    summary_from_message,
+    summary_to_message,
+)
 from koopcast.v1 import job_pb2
 from koopcast.wire import TensorSpec
 
-__all__ = ["JobStatus", "Lease", "status_from_message", "status_to_message"]
+__all__ = ["HistoryPoint", "JobStatus", "Lease", "status_from_message", "status_to_message"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,29 @@ class Lease:
     held: bool
     expires_in_seconds: float
     holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPoint:
+    """What one answer said of the operators, for plots over time.
+
+    Attributes:
+        step: step of the newest snapshot then.
+        spectral_radius: largest of all blocks, per stride, before eigenvalues are stabilised.
+        backtest_error: of all blocks together; NaN where there was none.
+        backtest_error_linear: the same for linear extrapolation.
+        horizon_steps: trainer steps asked for, the longest where several horizons were.
+        predicted_error: predicted relative error at that horizon; NaN where there was no back-test.
+        moved: whether any block moved.
+    """
+
+    step: int
+    spectral_radius: float
+    backtest_error: float
+    backtest_error_linear: float
+    horizon_steps: float
+    predicted_error: float
+    moved: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +88,12 @@ class JobStatus:
         created: when the job was made.
         pushed: when the newest snapshot was accepted, None before the first.
         lease: who writes to it.
-        blocks: operators of the window as it is now; empty while it holds too few snapshots.
+        blocks: operators of the window as it is now; empty while it holds too few snapshots. At most 256 of them
+            unless asked otherwise: a node partition has a hundred thousand.
+        summary: all blocks together, those that `blocks` leaves out too; None while there is no operator.
+        trusted_horizon_steps: trainer steps that the job is trusted to look ahead: more after accepted jumps, fewer
+            after rejected ones.
+        history: what earlier answers said, oldest first: the newest 512.
     """
 
     name: str
@@ -90,6 +119,9 @@ class JobStatus:
     pushed: datetime | None
     lease: Lease
     blocks: tuple[Block, ...]
+    summary: Summary | None = None
+    trusted_horizon_steps: float = 0.0
+    history: tuple[HistoryPoint, ...] = ()
 
 
 def status_from_message(message: job_pb2.JobStatus) -> JobStatus:
@@ -119,7 +151,10 @@ def status_from_message(message: job_pb2.JobStatus) -> JobStatus:
         created=datetime.fromtimestamp(message.created_unix_seconds, UTC),
         pushed=datetime.fromtimestamp(pushed, UTC) if pushed else None,
         lease=Lease(message.lease.held, message.lease.expires_in_seconds, message.lease.holder),
-        blocks=tuple(block_from_message(block) for block in message.blocks),
+        blocks=tuple(map(block_from_message, message.blocks)),
+        summary=summary_from_message(message.summary) if message.HasField("summary") else None,
+        trusted_horizon_steps=message.trusted_horizon_steps,
+        history=tuple(map(_point_from_message, message.history)),
     )
 
 
@@ -155,5 +190,32 @@ def status_to_message(status: JobStatus) -> job_pb2.JobStatus:
             expires_in_seconds=status.lease.expires_in_seconds,
             holder=status.lease.holder,
         ),
-        blocks=[block_to_message(block) for block in status.blocks],
+        blocks=list(map(block_to_message, status.blocks)),
+        summary=None if status.summary is None else summary_to_message(status.summary),
+        trusted_horizon_steps=status.trusted_horizon_steps,
+        history=list(map(_point_to_message, status.history)),
+    )
+
+
+def _point_from_message(message: job_pb2.HistoryPoint) -> HistoryPoint:
+    return HistoryPoint(
+        step=message.step,
+        spectral_radius=message.spectral_radius,
+        backtest_error=message.backtest_error,
+        backtest_error_linear=message.backtest_error_linear,
+        horizon_steps=message.horizon_steps,
+        predicted_error=message.predicted_error,
+        moved=message.moved,
+    )
+
+
+def _point_to_message(point: HistoryPoint) -> job_pb2.HistoryPoint:
+    return job_pb2.HistoryPoint(
+        step=point.step,
+        spectral_radius=point.spectral_radius,
+        backtest_error=point.backtest_error,
+        backtest_error_linear=point.backtest_error_linear,
+        horizon_steps=point.horizon_steps,
+        predicted_error=point.predicted_error,
+        moved=point.moved,
     )

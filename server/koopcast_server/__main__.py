@@ -1,4 +1,4 @@
-"""The `koopcast` command, server installed: serve, demo, jobs, version."""
+"""The `koopcast` command, server installed: serve, demo, jobs, plot, version."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def jobs(
         table.add_row(
             status.name,
             "-" if status.step is None else str(status.step),
-            f"{status.snapshots_held}/{status.operator.window}",
+            f"{status.snapshots_held}/{'all' if status.operator.window == 'segment' else status.operator.window}",
             f"{status.parameters:,}",
             f"{status.memory_bytes / 2**20:.1f} MiB",
             f"{status.jumps_accepted} taken, {status.jumps_rejected} refused",
@@ -159,6 +159,46 @@ def jobs(
         )
     console = Console() if sys.stdout.isatty() else Console(width=_PIPE_COLUMNS)
     console.print(table if statuses else f"no jobs at {target}")
+
+
+@app.command()
+def plot(
+    job: Annotated[str, typer.Argument(help="Name of the job.")],
+    target: Annotated[str, typer.Argument(help="Address of the service.")] = "127.0.0.1:50051",
+    output: Annotated[
+        Path | None, typer.Option(help="Where the figure goes; its suffix says in which format. [JOB.png]")
+    ] = None,
+    block: Annotated[
+        str | None, typer.Option(help="Block whose modes are shown: its number, from 0, or its name. [0]")
+    ] = None,
+    ca: Annotated[str | None, typer.Option(help='CA certificate for TLS, or "system".')] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow a plain connection to another host.")
+    ] = False,
+) -> None:
+    """Plot a job's operators: eigenvalues, energies, time constants, residuals, and their history.
+
+    The token is read from KOOPCAST_TOKEN.
+    """
+    try:
+        from koopcast_server import plots  # noqa: PLC0415  # loads matplotlib
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        _fail(f"plots need {missing}: pip install 'koopcast[demo]'")
+    path = output if output is not None else Path(f"{job}.png")
+    try:
+        with koopcast.connect(target, ca=ca, insecure=insecure, timeout_seconds=10.0) as client:
+            plots.write_plot(plots.find_block(client.job_status, job, block), path)
+    except koopcast.KoopcastError as error:
+        _fail(str(error), status=1)
+    except plots.PlotError as error:
+        _fail(str(error), status=1)
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # a folder that is not there, a format that matplotlib does not know
+        _fail(f"cannot write {path}: {error}", status=1)
+    typer.echo(str(path))
 
 
 @app.command()

@@ -18,9 +18,7 @@ from typing import Final, ParamSpec, TypeVar
 import psutil
 import torch
 
-from koopcast.operator import Operator
-from koopcast.wire import Layout
-from koopcast_server.held_window import HeldWindow, rehearse
+from koopcast_server.held_window import HeldWindow, JobShape, rehearse
 
 __all__ = ["DeviceMissing", "Engine", "finished"]
 
@@ -74,9 +72,9 @@ class Engine:
         finally:
             self.waiting -= 1
 
-    def new_window(self, layout: Layout, operator: Operator, stride: int, window_dtype: str) -> HeldWindow:
+    def new_window(self, shape: JobShape) -> HeldWindow:
         """A window on the device."""
-        return HeldWindow(layout, operator, stride, window_dtype, self.device)
+        return HeldWindow(shape, self.device)
 
     async def check(self) -> None:
         """Shows that a worker answers and the device computes.

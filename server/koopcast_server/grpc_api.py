@@ -20,6 +20,7 @@ from koopcast.version import PROTOCOL_VERSION, VERSION
 from koopcast.wire import ACK_BYTES, UNACKNOWLEDGED_BYTES
 from koopcast_server.grpc_decoding import (
     identity_from_header,
+    most_blocks,
     spec_from_message,
 )
 from koopcast_server.interceptor import caller
@@ -88,8 +89,9 @@ class JobService(job_pb2_grpc.JobServiceServicer):
     ) -> job_pb2.GetJobResponse:
         """Shows one job."""
         job = self._jobs.get(request.name, caller())
-        blocks = await job.reports(self._jobs.engine)
-        return job_pb2.GetJobResponse(job=status_to_message(job.describe(blocks)))
+        count = most_blocks(request.max_blocks)
+        blocks, summary = await job.reports(self._jobs.engine, request.first_block, count)
+        return job_pb2.GetJobResponse(job=status_to_message(job.describe(blocks, summary)))
 
     async def ListJobs(  # noqa: N802
         self, request: job_pb2.ListJobsRequest, context: Context

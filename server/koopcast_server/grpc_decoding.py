@@ -7,13 +7,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from koopcast.errors import FailedPrecondition, InvalidArgument
-from koopcast.messages import (
-    DTYPE_NAMES,
-    operator_from_message,
-    override_from_message,
-    tensors_from_messages,
-)
+from koopcast.messages import DTYPE_NAMES, tensors_from_messages
 from koopcast.operator import Operator
+from koopcast.operator_messages import operator_from_message, override_from_message
 from koopcast.v1 import (
     job_pb2,
     prediction_pb2,
@@ -21,16 +17,27 @@ from koopcast.v1 import (
     tensor_pb2,
 )
 from koopcast.wire import TensorSpec, storage_dtype
+from koopcast_server.held_window import Question
 from koopcast_server.job import Job, JobSpec
 from koopcast_server.uploads import SnapshotIdentity
 
-__all__ = ["dtype_name", "identity_from_header", "offset_of", "operators_of", "spec_from_message"]
+__all__ = [
+    "dtype_name",
+    "identity_from_header",
+    "most_blocks",
+    "operators_of",
+    "question_of",
+    "spec_from_message",
+]
 
 _MAX_TENSORS: Final = 65_536
 _MAX_HORIZONS: Final = 64
 _MAX_OPERATORS: Final = 16
 _MAX_STRIDE: Final = 2**31
 _LAST_STEP: Final = 2**53
+_FARTHEST: Final = 2.0**53
+_DEFAULT_BLOCKS: Final = 256
+_MOST_BLOCKS: Final = 4096
 _RAW: Final = (tensor_pb2.ENCODING_UNSPECIFIED, tensor_pb2.ENCODING_RAW)
 
 
@@ -87,7 +94,7 @@ def identity_from_header(header: snapshot_pb2.SnapshotHeader, job: Job) -> Snaps
         raise InvalidArgument("digest is the 4 bytes of a crc32c", field="digest")
     if header.HasField("clock") and not math.isfinite(header.clock):
         raise InvalidArgument("clock must be finite", field="clock")
-    clock = header.clock if header.HasField("clock") else None
+    clock = header.clock if header.HasField("clock") else float(header.step)
     return SnapshotIdentity(header.segment, header.step, header.digest, max(1, header.averaging), clock)
 
 
@@ -105,29 +112,68 @@ def operators_of(request: prediction_pb2.PredictAheadRequest, job: Job) -> list[
     Raises:
         InvalidArgument: a value out of range, or one this service does not implement.
     """
-    if not 1 <= len(request.horizons) <= _MAX_HORIZONS:
-        raise InvalidArgument(
-            f"1 to {_MAX_HORIZONS} horizons, not {len(request.horizons)}",
-            field="horizons",
-            limit=_MAX_HORIZONS,
-        )
-    for horizon in request.horizons:
-        if not (math.isfinite(horizon) and horizon > 0):
-            raise InvalidArgument(
-                f"a horizon must be finite and > 0 trainer steps, not {horizon}", field="horizons"
-            )
     if len(request.operators) > _MAX_OPERATORS:
         raise InvalidArgument(f"at most {_MAX_OPERATORS} operators", field="operators", limit=_MAX_OPERATORS)
-    if request.clock_intervals or request.coefficients_only or request.shard_index or request.modes:
+    if request.coefficients_only or request.shard_index or request.modes:
         raise InvalidArgument(
-            "this service does not implement clock_intervals, coefficients_only, shard_index and modes",
-            field="clock_intervals",
+            "this service does not implement coefficients_only, shard_index and modes",
+            field="coefficients_only",
         )
     base = job.spec.operator
     return [override_from_message(message, base) for message in request.operators] or [base]
 
 
-def offset_of(request: prediction_pb2.PredictAheadRequest, job: Job) -> float:
+def question_of(request: prediction_pb2.PredictAheadRequest, job: Job) -> Question:
+    """What is asked of the window as it is now.
+
+    Raises:
+        FailedPrecondition: the window holds too few snapshots, or none that could be resampled.
+        InvalidArgument: horizons that are none, or `from_step` before the last snapshot.
+    """
+    horizons = tuple(request.horizons) or (job.trusted.steps,)
+    _refuse_no_horizons("horizons", horizons)
+    offset_steps = _offset_of(request, job)
+    blocks = most_blocks(request.max_blocks)
+    if not request.clock_intervals:
+        return Question(horizons, offset_steps, most_blocks=blocks)
+    intervals = tuple(request.clock_intervals)
+    _refuse_no_horizons("clock_intervals", intervals)
+    if len(intervals) != len(horizons):
+        raise InvalidArgument(
+            f"{len(intervals)} clock_intervals for {len(horizons)} horizons", field="clock_intervals"
+        )
+    if job.spec.operator.window == "segment":
+        raise FailedPrecondition(
+            'window="segment" stores no snapshots that could be resampled to a uniform clock; ask in steps',
+            reason="UNEVEN_CLOCK",
+        )
+    newest = job.clocks[-1]
+    offset = request.from_clock - newest if request.HasField("from_clock") else 0.0
+    if not (math.isfinite(offset) and offset >= 0):
+        raise InvalidArgument(
+            f"from_clock {request.from_clock} lies before the last snapshot's, {newest}",
+            field="from_clock",
+            newest=newest,
+        )
+    return Question(horizons, offset_steps, tuple(job.clocks), intervals, offset, blocks)
+
+
+def most_blocks(asked: int) -> int:
+    """Blocks to report on: 256 unless asked otherwise, at most 4096."""
+    return min(asked or _DEFAULT_BLOCKS, _MOST_BLOCKS)
+
+
+def _refuse_no_horizons(field: str, horizons: tuple[float, ...]) -> None:
+    if len(horizons) > _MAX_HORIZONS:
+        raise InvalidArgument(
+            f"at most {_MAX_HORIZONS} {field}, not {len(horizons)}", field=field, limit=_MAX_HORIZONS
+        )
+    for horizon in horizons:
+        if not (0 < horizon <= _FARTHEST):
+            raise InvalidArgument(f"{field} must be > 0 and at most 2**53, not {horizon}", field=field)
+
+
+def _offset_of(request: prediction_pb2.PredictAheadRequest, job: Job) -> float:
     """Trainer steps from the time of the last snapshot (an average's is earlier) to where the answer starts."""
     held, needed = job.window.snapshots_held, job.spec.operator.minimum_snapshots
     if held < needed:

@@ -12,7 +12,7 @@ from koopcast.errors import LeaseLost
 from koopcast.messages import (
     DTYPE_NUMBERS,
 )
-from koopcast.prediction import block_to_message
+from koopcast.prediction import block_to_message, summary_to_message
 from koopcast.v1 import (
     prediction_pb2,
     prediction_pb2_grpc,
@@ -20,8 +20,8 @@ from koopcast.v1 import (
 from koopcast.wire import ELEMENT_BYTES, checksum
 from koopcast_server.grpc_decoding import (
     dtype_name,
-    offset_of,
     operators_of,
+    question_of,
 )
 from koopcast_server.held_window import Answer, narrowed_chunks
 from koopcast_server.interceptor import caller
@@ -64,8 +64,9 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
             await ring.enter_async_context(job.device_lock)  # no turning while its snapshots are combined
             if job.closed:
                 raise LeaseLost(f"job {job.name!r} was closed before its answer", reason="JOB_CLOSED")
-            offset_steps = offset_of(request, job)
-            solved = await engine.run(job.window.solve, operators, list(request.horizons), offset_steps)
+            question = question_of(request, job)
+            solved = await engine.run(job.window.solve, operators, question)
+            job.note_answer(max(solved[0], key=lambda answer: answer.horizon_steps))
             job.counters.last_prediction_seconds = time.perf_counter() - started
             base = await engine.run(job.window.base) if request.include_base else None
             base_step = job.step
@@ -95,7 +96,9 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
         if job.report_outcome(request.prediction_id, accepted=request.accepted):
             self._metrics.jumps.labels("accepted" if request.accepted else "rejected").inc()
         return prediction_pb2.ReportOutcomeResponse(
-            jumps_accepted=job.counters.jumps_accepted, jumps_rejected=job.counters.jumps_rejected
+            jumps_accepted=job.counters.jumps_accepted,
+            jumps_rejected=job.counters.jumps_rejected,
+            trusted_horizon_steps=job.trusted.steps,
         )
 
     def _asked(self, request: prediction_pb2.PredictAheadRequest) -> Job:
@@ -114,7 +117,7 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
         wire_dtype: str,
     ) -> prediction_pb2.PredictAheadResponse:
         prediction_id = secrets.token_hex(8)
-        job.remember_prediction(prediction_id)
+        job.remember_prediction(prediction_id, answer.horizon_steps)
         job.counters.predictions += 1
         self._metrics.predictions.labels(str(answer.moved).lower()).inc()
         report = prediction_pb2.PredictionReport(
@@ -128,6 +131,7 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
             blocks=[block_to_message(block) for block in answer.blocks],
             total_bytes=job.layout.elements * ELEMENT_BYTES[wire_dtype] if answer.moved else 0,
             dtype=DTYPE_NUMBERS[wire_dtype],
+            summary=summary_to_message(answer.summary),
         )
         return prediction_pb2.PredictAheadResponse(report=report)
 

@@ -1,12 +1,11 @@
 """The device side of one job: its window, the bytes that land in it, and the answers made from it.
 
-Part of the engine's room: with `engine` the only code that touches the device. Everything here blocks; the engine
-runs it on its worker threads.
+Part of the engine's room: with `engine` and `solving` the only code that touches the device. Everything here blocks;
+the engine runs it on its worker threads.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from koopcast.errors import DataLoss, InvalidArgument
-from koopcast.operator import Operator
-from koopcast.prediction import Block
-from koopcast.window import Window
+from koopcast.blocks import BlockPlan
+from koopcast.errors import DataLoss, FailedPrecondition, InvalidArgument
+from koopcast.operator import MAX_SEGMENT_BLOCK, Operator
+from koopcast.partition import plan_blocks
+from koopcast.prediction import Block, Summary
+from koopcast.window import Segment, Window
 from koopcast.wire import (
     CHUNK_BYTES,
     ELEMENT_BYTES,
@@ -28,16 +29,11 @@ from koopcast.wire import (
     narrow,
     widen,
 )
-from koopcast_server.koopman import (
-    OperatorSettings,
-    Products,
-    Report,
-    block_bounds,
-    predict,
-    report,
-)
+from koopcast_server.koopman import UnevenClockError, mask_displacement_, resampling, totals
+from koopcast_server.solving import Horizons, Solved, Solver
+from koopcast_server.telling import block_reports, settings_of, summary_of
 
-__all__ = ["Answer", "HeldWindow", "narrowed_chunks", "rehearse"]
+__all__ = ["Answer", "HeldWindow", "JobShape", "Question", "narrowed_chunks", "rehearse"]
 
 _DTYPES: Final = {
     "float64": torch.float64,
@@ -45,67 +41,124 @@ _DTYPES: Final = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_MOST_GROUPS: Final = 16_384
+"""Batches of blocks: each costs a few calls a snapshot."""
+_MOST_WORK: Final = 1e12
+"""Blocks times the cube of their size or their window: minutes on a few cores."""
+_MASKED_AT_ONCE: Final = 1 << 20
+"""Elements of a displacement that are masked at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobShape:
+    """What a window is made for.
+
+    Attributes:
+        layout: the snapshot's tensors.
+        operator: the job's operator.
+        stride: trainer steps between snapshots.
+        window_dtype: element type of the stored velocities.
+        plan: the blocks.
+    """
+
+    layout: Layout
+    operator: Operator
+    stride: int
+    window_dtype: str
+    plan: BlockPlan
+
+    @classmethod
+    def of(cls, layout: Layout, operator: Operator, stride: int, window_dtype: str) -> JobShape:
+        """Plans the blocks.
+
+        Raises:
+            InvalidArgument: units that are none, blocks too large for ``window="segment"``, or more work than a
+                service should take.
+        """
+        plan = plan_blocks(layout.specs, operator.partition, operator.quasi_node_inputs)
+        _refuse_unworkable(plan, operator)
+        return cls(layout, operator, stride, window_dtype, plan)
+
+    @property
+    def bytes_needed(self) -> int:
+        """Device memory of a job: the window, and one answer under way. Unit: bytes."""
+        operator, stored = self.operator, _DTYPES[self.layout.storage_dtype]
+        if operator.window == "segment":
+            held = Segment.bytes_needed(self.plan, observable=operator.observable, snapshot_dtype=stored)
+        else:
+            held = Window.bytes_needed(
+                self.plan,
+                operator.window,
+                snapshot_dtype=stored,
+                window_dtype=_DTYPES[self.window_dtype],
+                with_state=operator.observable == "state",
+            )
+        return held + self.layout.elements * stored.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a window.
+
+    Attributes:
+        horizons_steps: trainer steps ahead, for each answer.
+        offset_steps: from the time of the last snapshot to where the displacement starts, in trainer steps.
+        clocks: of the snapshots held, oldest first, where the question is asked on the clock.
+        intervals: the horizons on that clock.
+        offset_clock: the offset on that clock.
+        most_blocks: blocks to report on.
+    """
+
+    horizons_steps: tuple[float, ...]
+    offset_steps: float
+    clocks: tuple[float, ...] = ()
+    intervals: tuple[float, ...] = ()
+    offset_clock: float = 0.0
+    most_blocks: int = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One prediction in Gram space: what to combine, and what is known of it.
+    """One prediction before any array as long as the model is touched: what moves, and what is known of it.
 
     Attributes:
         horizon_steps: the horizon asked for.
+        horizon_strides: the same in strides of the window's clock.
         moved: whether any block moves.
-        blocks: one report a block.
-        velocity_coefficients: float64, (blocks, velocities).
-        last_coefficients: float64, (blocks,).
+        blocks: reports of the first blocks.
+        summary: of all blocks.
+        solved: what moves them.
     """
 
     horizon_steps: float
+    horizon_strides: float
     moved: bool
     blocks: tuple[Block, ...]
-    velocity_coefficients: torch.Tensor
-    last_coefficients: torch.Tensor
+    summary: Summary
+    solved: Solved
 
 
 class HeldWindow:
     """The device side of one job. Not safe for concurrent calls: the job's lock serialises them."""
 
-    def __init__(
-        self, layout: Layout, operator: Operator, stride: int, window_dtype: str, device: torch.device
-    ) -> None:
-        """Allocate the ring, the spare slot and the Gram matrices."""
-        names, bounds = _blocks(layout, operator)
-        self._names = names
-        self._bounds = bounds
-        self._layout = layout
-        self._operator = operator
-        self._stride = stride
-        self._dtype = layout.storage_dtype
-        self._window = Window(
-            bounds,
-            operator.window,
-            snapshot_dtype=_DTYPES[self._dtype],
-            window_dtype=_DTYPES[window_dtype],
-            device=device,
-        )
-
-    @staticmethod
-    def bytes_needed(layout: Layout, operator: Operator, window_dtype: str) -> int:
-        """Device memory of a job: the window, and one answer under way. Unit: bytes."""
-        _, bounds = _blocks(layout, operator)
-        stored = layout.storage_dtype
-        window = Window.bytes_needed(
-            layout.elements,
-            operator.window,
-            snapshot_dtype=_DTYPES[stored],
-            window_dtype=_DTYPES[window_dtype],
-            block_count=len(bounds) - 1,
-        )
-        return window + layout.elements * ELEMENT_BYTES[stored]
+    def __init__(self, shape: JobShape, device: torch.device) -> None:
+        """Allocate the ring, the spare slot and the Gram matrices (or the R factors of a whole segment)."""
+        self._shape = shape
+        self._layout = shape.layout
+        self._operator = shape.operator
+        self._dtype = shape.layout.storage_dtype
+        self._window = _store(shape, device)
+        self._solver = Solver(self._window, shape.plan, shape.operator.forgetting)
 
     @property
     def snapshots_held(self) -> int:
         """Weight snapshots in the window."""
         return self._window.snapshots_held
+
+    @property
+    def block_count(self) -> int:
+        """Blocks of the partition."""
+        return self._shape.plan.block_count
 
     def land(self, offset: int, data: bytes, crc32c: int) -> None:
         """Checks a chunk and writes it into the spare slot.
@@ -138,66 +191,112 @@ class HeldWindow:
     def publish(self, *, starts_segment: bool) -> None:
         """Makes the landed snapshot the newest one; empties the window first where it starts a segment."""
         if starts_segment:
-            self._window.clear()
+            self._empty()
         self._window.publish()
 
     def free(self) -> None:
         """Gives the device memory back, whoever still refers to this object; no snapshot is held any more."""
-        self._window = Window([0, 1], 2, snapshot_dtype=torch.float32, window_dtype=torch.float32)
+        layout = Layout({"freed": TensorSpec("float32", (1,))})
+        shape = JobShape.of(layout, Operator(window=3), 1, "float32")
+        self._window = _store(shape, torch.device("cpu"))
+        self._solver = Solver(self._window, shape.plan, 1.0)
 
-    def solve(
-        self, operators: Sequence[Operator], horizons: Sequence[float], offset_steps: float
-    ) -> list[list[Answer]]:
-        """Answers for each operator and horizon, from the Gram matrices alone.
+    def solve(self, operators: Sequence[Operator], question: Question) -> list[list[Answer]]:
+        """Answers for each operator and horizon, from Gram matrices and the like alone.
 
         Args:
-            operators: settings; their window, observable and partition are the job's.
-            horizons: trainer steps ahead.
-            offset_steps: from the time of the last snapshot to where the displacement starts, in trainer steps.
-        """
-        products = self._products()
-        answers = []
-        for operator in operators:
-            batch = predict(
-                products,
-                _settings(operator),
-                [horizon / self._stride for horizon in horizons],
-                offset_steps / self._stride,
-            )
-            answers.append(
-                [
-                    Answer(
-                        horizon_steps=horizon,
-                        moved=bool(batch.moved[index].any()),
-                        blocks=tuple(self._blocks(batch.report, batch.moved[index], offset_steps + horizon)),
-                        velocity_coefficients=batch.velocity_coefficients[index],
-                        last_coefficients=batch.last_coefficients[index],
-                    )
-                    for index, horizon in enumerate(horizons)
-                ]
-            )
-        return answers
+            operators: settings; their window, observable, partition and what else shapes the window are the job's.
+            question: what is asked.
 
-    def reports(self) -> tuple[Block, ...]:
-        """The job's operators on the window as it is now; empty while it holds too few snapshots."""
+        Raises:
+            FailedPrecondition: the snapshots' clock is too uneven to resample them.
+        """
+        asked = self._horizons(question)
+        return [
+            [
+                self._answer(solved, steps, strides + asked.offset, strides, question.most_blocks)
+                for solved, steps, strides in zip(
+                    self._solver.solve(settings_of(operator), asked),
+                    question.horizons_steps,
+                    asked.strides,
+                    strict=True,
+                )
+            ]
+            for operator in operators
+        ]
+
+    def summary(self, horizon_steps: float) -> Summary | None:
+        """All blocks of the window as it is now, at that horizon; None while it holds too few snapshots."""
         if self.snapshots_held < self._operator.minimum_snapshots:
+            return None
+        (answer,) = self.solve([self._operator], Question((horizon_steps,), 0.0, most_blocks=0))[0]
+        return answer.summary
+
+    def reports(self, horizon_steps: float, first: int, count: int) -> tuple[Block, ...]:
+        """Some blocks of the window as it is now, with their modes; empty while it holds too few snapshots."""
+        wanted = range(self.block_count)[first : first + count]
+        if self.snapshots_held < self._operator.minimum_snapshots or not wanted:
             return ()
-        current = report(self._products(), _settings(self._operator))
-        would_move = (current.rank > 0) & ~(current.backtest_error >= 1.0)
-        return tuple(self._blocks(current, would_move, 0.0))
+        strides = horizon_steps / self._shape.stride
+        report, modes = self._solver.describe(settings_of(self._operator), strides, wanted)
+        moves = (report.rank > 0) & ~(report.backtest_error >= 1.0) | self._operator.always_move
+        return block_reports(self._shape.plan, self._shape.stride, wanted, report, moves, strides, modes)
 
     def displacement(self, answer: Answer) -> torch.Tensor:
         """The answer's displacement, all tensors flat, on the CPU in the storage type."""
         out = torch.empty(self._layout.elements, dtype=_DTYPES[self._dtype], device=self._window.device)
-        self._window.combine(answer.velocity_coefficients, answer.last_coefficients, out)
+        self._solver.write(answer.solved, out)
+        if self._operator.mask_tolerance is not None:
+            for start in range(0, len(out), _MASKED_AT_ONCE):
+                some = out[start : start + _MASKED_AT_ONCE]
+                change = self._window.read_last_velocity(start, start + len(some)).to(out.dtype)
+                mask_displacement_(some, change, self._operator.mask_tolerance, answer.horizon_strides)
         return out.cpu()
 
     def base(self) -> torch.Tensor:
         """A copy of the last snapshot, flat, on the CPU in the storage type."""
         return self._window.last.to("cpu", copy=True)
 
-    def _products(self) -> Products:
-        return Products(*self._window.products())
+    def _empty(self) -> None:
+        self._window.clear()
+
+    def _answer(self, solved: Solved, steps: float, reach: float, strides: float, most_blocks: int) -> Answer:
+        extrapolated = reach > solved.report.backtest_strides
+        told = range(self.block_count)[:most_blocks]
+        some = torch.arange(len(told))
+        return Answer(
+            horizon_steps=steps,
+            horizon_strides=strides,
+            moved=bool(solved.moved.any()),
+            blocks=block_reports(
+                self._shape.plan,
+                self._shape.stride,
+                told,
+                solved.report.take(some),
+                solved.moved[some],
+                reach,
+            ),
+            summary=summary_of(totals(solved.report, solved.moved, extrapolated=extrapolated)),
+            solved=solved,
+        )
+
+    def _horizons(self, question: Question) -> Horizons:
+        stride = self._shape.stride
+        if not question.intervals:
+            strides = tuple(steps / stride for steps in question.horizons_steps)
+            return Horizons(strides, question.offset_steps / stride)
+        try:
+            uniform = resampling(question.clocks)
+        except UnevenClockError as error:
+            raise FailedPrecondition(
+                f"the snapshots cannot be resampled to a uniform clock: {error}", reason="UNEVEN_CLOCK"
+            ) from error
+        spacing = uniform.grid_spacing
+        return Horizons(
+            tuple(interval / spacing for interval in question.intervals),
+            question.offset_clock / spacing,
+            uniform,
+        )
 
     def _refuse_non_finite(self, values: npt.NDArray[Any], first_element: int) -> None:
         finite = np.isfinite(values)
@@ -215,26 +314,34 @@ class HeldWindow:
             value=values[bad],
         )
 
-    def _blocks(self, current: Report, moves: torch.Tensor, horizon_steps: float) -> Iterator[Block]:
-        backtest_steps = current.backtest_strides * self._stride
-        ranks, moved = current.rank.tolist(), moves.tolist()
-        radii, residuals = current.spectral_radius.tolist(), current.residual.tolist()
-        errors, linear = current.backtest_error.tolist(), current.backtest_error_linear.tolist()
-        eigenvalues = current.eigenvalues.tolist()
-        for index, name in enumerate(self._names):
-            yield Block(
-                name=name,
-                parameters=self._bounds[index + 1] - self._bounds[index],
-                rank=ranks[index],
-                spectral_radius=radii[index],
-                residual=residuals[index],
-                backtest_error=errors[index],
-                backtest_error_linear=linear[index],
-                backtest_steps=backtest_steps if not math.isnan(errors[index]) else 0,
-                moved=moved[index],
-                extrapolated=horizon_steps > backtest_steps,
-                eigenvalues=tuple(eigenvalues[index][: ranks[index]]),
+
+def _refuse_unworkable(plan: BlockPlan, operator: Operator) -> None:
+    largest = max(group.size for group in plan.groups)
+    if len(plan.groups) > _MOST_GROUPS:
+        raise InvalidArgument(
+            f"partition={operator.partition!r} makes {len(plan.groups)} batches of blocks of these tensors; at most "
+            f'{_MOST_GROUPS}: use partition="network"',
+            field="partition",
+            limit=_MOST_GROUPS,
+        )
+    if operator.window == "segment":
+        if largest > MAX_SEGMENT_BLOCK:
+            raise InvalidArgument(
+                f'window="segment" accumulates an R factor for each block, of at most {MAX_SEGMENT_BLOCK} parameters; '
+                f"the largest has {largest}: use a smaller partition, or a window of snapshots",
+                field="window",
+                limit=MAX_SEGMENT_BLOCK,
             )
+        work = sum(group.count * group.size**3 for group in plan.groups)
+    else:
+        work = sum(group.count * min(operator.window, group.size) ** 3 for group in plan.groups)
+    if work > _MOST_WORK:
+        raise InvalidArgument(
+            f"{plan.block_count} blocks of this window are {work:.1e} operations to solve; at most {_MOST_WORK:.0e}: "
+            "use a shorter window or a coarser partition",
+            field="window",
+            limit=_MOST_WORK,
+        )
 
 
 def rehearse(device: torch.device) -> None:
@@ -242,14 +349,14 @@ def rehearse(device: torch.device) -> None:
     layout = Layout({"rehearsal": TensorSpec("float32", (8,))})
     for observable in ("velocity", "state"):
         operator = Operator(observable=observable, window=5)
-        held = HeldWindow(layout, operator, 1, "float32", device)
+        held = HeldWindow(JobShape.of(layout, operator, 1, "float32"), device)
         for index in range(5):
             data = (0.9**index * np.arange(1.0, 9.0)).astype(np.float32).tobytes()
             held.land(0, data, checksum(data))
             held.publish(starts_segment=index == 0)
-        for answer in held.solve([operator], [1.5], 0.0)[0]:
+        for answer in held.solve([operator], Question((1.5,), 0.0))[0]:
             list(narrowed_chunks(held.displacement(answer), "bfloat16"))
-        held.reports()
+        held.reports(1.0, 0, 1)
 
 
 def narrowed_chunks(flat: torch.Tensor, wire_dtype: str) -> Iterator[tuple[int, bytes]]:
@@ -262,17 +369,21 @@ def narrowed_chunks(flat: torch.Tensor, wire_dtype: str) -> Iterator[tuple[int, 
         yield start * width, data.tobytes()
 
 
-def _blocks(layout: Layout, operator: Operator) -> tuple[Sequence[str], Sequence[int]]:
-    sizes = {name: spec.elements for name, spec in layout.specs.items()}
-    return block_bounds(sizes, operator.partition)
-
-
-def _settings(operator: Operator) -> OperatorSettings:
-    return OperatorSettings(
-        observable=operator.observable,
-        rank_rule="fixed" if isinstance(operator.rank, int) else operator.rank,
-        rank=operator.rank if isinstance(operator.rank, int) else 1,
-        energy=operator.energy,
-        ridge=operator.ridge,
-        stabilize=operator.stabilize,
+def _store(shape: JobShape, device: torch.device) -> Window | Segment:
+    operator, stored = shape.operator, _DTYPES[shape.layout.storage_dtype]
+    if operator.window == "segment":
+        return Segment(
+            shape.plan,
+            observable=operator.observable,
+            forgetting=operator.forgetting,
+            snapshot_dtype=stored,
+            device=device,
+        )
+    return Window(
+        shape.plan,
+        operator.window,
+        snapshot_dtype=stored,
+        window_dtype=_DTYPES[shape.window_dtype],
+        with_state=operator.observable == "state",
+        device=device,
     )

@@ -1,50 +1,36 @@
-"""What the HTTP API answers, as pydantic models: every field with its meaning and unit.
-
-JSON knows neither NaN nor infinity: a measure that is undefined (a back-test on too short a window) or not
-finite is ``null``.
-"""
+"""What the HTTP API answers, as pydantic models: every field with its meaning and unit."""
 
 from __future__ import annotations
 
-import math
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
-from koopcast.operator import Operator
-from koopcast.prediction import Block
 from koopcast.status import JobStatus, Lease
+from koopcast_server.http_operator_models import (
+    Answer,
+    BlockModel,
+    BlocksSummary,
+    Measure,
+    Model,
+    OperatorModel,
+)
 
 __all__ = [
     "Alive",
-    "BlockModel",
-    "Eigenvalue",
     "Health",
     "JobDetail",
     "JobList",
     "JobSummary",
     "LeaseModel",
-    "OperatorModel",
     "Problem",
     "Ready",
     "VersionInfo",
 ]
 
 
-def _finite_or_none(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Measure = Annotated[float | None, BeforeValidator(_finite_or_none)]
-"""A number that may be undefined: NaN and infinities become null."""
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Alive(_Model):
+class Alive(Model):
     """The process answers."""
 
     status: Literal["alive"] = Field(
@@ -52,7 +38,7 @@ class Alive(_Model):
     )
 
 
-class Ready(_Model):
+class Ready(Model):
     """The service takes work."""
 
     status: Literal["ready"] = Field(
@@ -60,7 +46,7 @@ class Ready(_Model):
     )
 
 
-class Health(_Model):
+class Health(Model):
     """The service at a glance. Open to everybody, so it names no job."""
 
     status: Literal["ready", "unavailable"] = Field(description="`unavailable` comes with HTTP status 503.")
@@ -72,7 +58,7 @@ class Health(_Model):
     memory_limit_bytes: int = Field(ge=0, description="Limit of that memory. Unit: bytes.")
 
 
-class VersionInfo(_Model):
+class VersionInfo(Model):
     """What runs here."""
 
     version: str = Field(description="Version of the service.")
@@ -82,7 +68,7 @@ class VersionInfo(_Model):
     device: str = Field(description="Device that holds the windows and computes.")
 
 
-class LeaseModel(_Model):
+class LeaseModel(Model):
     """Who writes to a job."""
 
     held: bool = Field(description="Whether somebody does now.")
@@ -97,34 +83,7 @@ class LeaseModel(_Model):
         return cls(held=lease.held, expires_in_seconds=lease.expires_in_seconds, holder=lease.holder)
 
 
-class OperatorModel(_Model):
-    """A job's operator settings."""
-
-    observable: str = Field(description="`velocity` (differences of snapshots) or `state` (the weights).")
-    partition: str = Field(description="`network` (one operator) or `tensor` (one for each tensor).")
-    window: int = Field(ge=2, description="Weight snapshots the window holds when full.")
-    rank: int | str = Field(description="Number of modes, or the rule that finds it: `auto` or `energy`.")
-    energy: float = Field(
-        description="With rank `energy`: share of the squared singular values kept, (0, 1]."
-    )
-    ridge: float = Field(ge=0, description="Tikhonov ridge, as a fraction of the largest singular value.")
-    stabilize: bool = Field(description="Whether eigenvalues outside the unit disc are moved onto it.")
-
-    @classmethod
-    def of(cls, operator: Operator) -> Self:
-        """The model of an operator's settings."""
-        return cls(
-            observable=operator.observable,
-            partition=operator.partition,
-            window=operator.window,
-            rank=operator.rank,
-            energy=operator.energy,
-            ridge=operator.ridge,
-            stabilize=operator.stabilize,
-        )
-
-
-class JobSummary(_Model):
+class JobSummary(Model):
     """The state of one job, its blocks apart."""
 
     name: str = Field(description="The job's name.")
@@ -160,73 +119,44 @@ class JobSummary(_Model):
         return cls.model_validate(_summary_fields(status))
 
 
-class Eigenvalue(_Model):
-    """One eigenvalue of a reduced operator."""
-
-    real: Measure = Field(description="Real part, per stride.")
-    imaginary: Measure = Field(description="Imaginary part, per stride.")
-
-
-class BlockModel(_Model):
-    """One block's operator, and how far to trust it. Undefined measures are null."""
-
-    name: str = Field(description="`network`, or the tensor's name.")
-    parameters: int = Field(ge=0, description="Parameters in the block.")
-    rank: int = Field(ge=0, description="Rank of the reduced operator; 0 where the window shows no motion.")
-    eigenvalues: list[Eigenvalue] = Field(
-        description="Of the reduced operator, by falling modulus, per stride, before they are stabilised."
-    )
-    spectral_radius: Measure = Field(description="Largest modulus of the eigenvalues, per stride, likewise.")
-    residual: Measure = Field(description="Relative least-squares residual of the fit, |Y - AX| / |Y|.")
-    backtest_error: Measure = Field(
-        description="|predicted - true| / |true| on held-out snapshots: 1 is what staying in place scores. "
-        "Null where the window is too short for a back-test."
-    )
-    backtest_error_linear: Measure = Field(description="The same for linear extrapolation; null likewise.")
-    backtest_steps: int = Field(
-        ge=0, description="Trainer steps the back-test looked ahead; beyond them its errors are extrapolated."
-    )
-    moved: bool = Field(description="Whether a prediction made now would move the block.")
-
-    @classmethod
-    def of(cls, block: Block) -> Self:
-        """The model of one block's report."""
-        return cls(
-            name=block.name,
-            parameters=block.parameters,
-            rank=block.rank,
-            eigenvalues=[Eigenvalue(real=value.real, imaginary=value.imag) for value in block.eigenvalues],
-            spectral_radius=block.spectral_radius,
-            residual=block.residual,
-            backtest_error=block.backtest_error,
-            backtest_error_linear=block.backtest_error_linear,
-            backtest_steps=block.backtest_steps,
-            moved=block.moved,
-        )
-
-
 class JobDetail(JobSummary):
     """The state of one job, with the operators of its window as it is now."""
 
     blocks_total: int = Field(ge=0, description="Blocks of the partition; 0 while it has no operator.")
-    blocks: list[BlockModel] = Field(description="The blocks that were asked for, in the snapshot's order.")
+    blocks: list[BlockModel] = Field(
+        description="The blocks that were asked for, in the snapshot's order; 256 unless asked otherwise."
+    )
+    summary: BlocksSummary | None = Field(
+        description="All blocks together, those not told of too; null while it has no operator."
+    )
+    trusted_horizon_steps: Measure = Field(
+        description="Trainer steps the job is trusted to look ahead: more after kept jumps, fewer after refused ones."
+    )
+    history: list[Answer] = Field(description="What earlier answers said, oldest first: the newest 512.")
 
     @classmethod
-    def with_blocks(cls, status: JobStatus, first: int, count: int) -> Self:
-        """The model of a job's state, with `count` of its blocks from the block number `first`."""
-        blocks = [BlockModel.of(block) for block in status.blocks[first : first + count]]
-        more = {"blocks_total": len(status.blocks), "blocks": blocks}
+    def with_blocks(cls, status: JobStatus, first: int = 0, count: int | None = None) -> Self:
+        """The model of a job's state, with `count` (None: all) of its blocks from the block number `first`."""
+        last = None if count is None else first + count
+        summary = status.summary
+        more = {
+            "blocks_total": len(status.blocks) if summary is None else summary.blocks,
+            "blocks": [BlockModel.of(block) for block in status.blocks[first:last]],
+            "summary": None if summary is None else BlocksSummary.of(summary),
+            "trusted_horizon_steps": status.trusted_horizon_steps,
+            "history": [Answer.of(point) for point in status.history],
+        }
         return cls.model_validate(_summary_fields(status) | more)
 
 
-class JobList(_Model):
+class JobList(Model):
     """The caller's jobs, by name."""
 
     jobs: list[JobSummary] = Field(description="One page of them, without their blocks.")
     next_page_token: str = Field(description="`page_token` of the next page; empty at the end.")
 
 
-class Problem(_Model):
+class Problem(Model):
     """An error (RFC 9457)."""
 
     type: Literal["about:blank"] = Field(

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 from koopcast.errors import AlreadyExists, NotFound
 from koopcast.operator import Operator
-from koopcast.prediction import Block
-from koopcast.status import JobStatus
+from koopcast.prediction import Block, Summary
+from koopcast.status import HistoryPoint, JobStatus
 from koopcast.wire import Layout, TensorSpec
 from koopcast_server.engine import Engine
-from koopcast_server.held_window import HeldWindow
+from koopcast_server.held_window import Answer, HeldWindow
+from koopcast_server.koopman import TrustedHorizon
 from koopcast_server.leases import WriterLease
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Job", "JobSpec", "difference"]
 
 _REMEMBERED_PREDICTIONS: Final = 1024
+_HISTORY: Final = 512
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,17 @@ class Counters:
     pushed: datetime | None = None
 
 
+@dataclass(frozen=True)
+class JumpOutcome:
+    """A prediction that may be reported on: its horizon, and what became of it, None before that is known."""
+
+    horizon_steps: float
+    accepted: bool | None = None
+
+
 @dataclass(eq=False)
 class Job:
-    """One training run. `segment`, `step` and `averaging` are those of the newest snapshot.
+    """One training run. `segment`, `step` and `averaging` are those of the newest snapshot; `clocks` of those held.
 
     `device_lock` keeps the window as it is; `answer_lock`, taken before it, bounds answers under way to one.
     """
@@ -78,7 +88,6 @@ class Job:
     segment: int = 0
     step: int = 0
     averaging: int = 1
-    clock: float | None = None
     closed: bool = False
     version: int = 0
     counters: Counters = field(default_factory=Counters)
@@ -87,18 +96,42 @@ class Job:
     answer_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     upload: Upload | None = None
     digests: deque[tuple[int, bytes]] = field(default_factory=deque)
-    predictions: OrderedDict[str, bool | None] = field(default_factory=OrderedDict)
-    _reports: tuple[int, tuple[Block, ...]] = (-1, ())
+    clocks: deque[float] = field(default_factory=deque)
+    predictions: OrderedDict[str, JumpOutcome] = field(default_factory=OrderedDict)
+    history: deque[HistoryPoint] = field(default_factory=lambda: deque(maxlen=_HISTORY))
+    trusted: TrustedHorizon = field(init=False)
+    _reports: dict[tuple[int, int], tuple[Block, ...]] = field(default_factory=dict)
+    _summary: Summary | None = None
+    _reported_version: int = -1
+
+    def __post_init__(self) -> None:
+        """Trust begins at a few strides."""
+        self.trusted = TrustedHorizon.initial(self.spec.stride)
 
     def digest_of(self, step: int) -> bytes | None:
         """Digest of the held snapshot of a step of this segment, None where none is held."""
         return next((digest for held, digest in self.digests if held == step), None)
 
-    def remember_prediction(self, prediction_id: str) -> None:
+    def remember_prediction(self, prediction_id: str, horizon_steps: float) -> None:
         """Keeps the id, so that an outcome can be reported; the oldest ones are forgotten."""
-        self.predictions[prediction_id] = None
+        self.predictions[prediction_id] = JumpOutcome(horizon_steps)
         while len(self.predictions) > _REMEMBERED_PREDICTIONS:
             self.predictions.popitem(last=False)
+
+    def note_answer(self, answer: Answer) -> None:
+        """Keeps what an answer said of the operators, for plots over time."""
+        told = answer.summary
+        self.history.append(
+            HistoryPoint(
+                step=self.step,
+                spectral_radius=told.spectral_radius,
+                backtest_error=told.backtest_error,
+                backtest_error_linear=told.backtest_error_linear,
+                horizon_steps=answer.horizon_steps,
+                predicted_error=told.predicted_error,
+                moved=answer.moved,
+            )
+        )
 
     @property
     def newest_segment(self) -> int:
@@ -106,7 +139,7 @@ class Job:
         return max(self.segment, self.upload.segment if self.upload is not None else 0)
 
     def report_outcome(self, prediction_id: str, *, accepted: bool) -> bool:
-        """Counts a jump; the same report again changes nothing. Returns whether it was the first.
+        """Counts a jump and learns from it; the same report again changes nothing. Returns whether it was the first.
 
         Raises:
             NotFound: no such prediction.
@@ -118,9 +151,11 @@ class Job:
                 reason="UNKNOWN_PREDICTION",
                 prediction=prediction_id,
             )
-        before = self.predictions[prediction_id]
+        jump = self.predictions[prediction_id]
+        before = jump.accepted
         if before is None:
-            self.predictions[prediction_id] = accepted
+            self.predictions[prediction_id] = replace(jump, accepted=accepted)
+            self.trusted = self.trusted.after(jump.horizon_steps, accepted=accepted)
             self.counters.jumps_accepted += accepted
             self.counters.jumps_rejected += not accepted
         elif before != accepted:
@@ -131,14 +166,27 @@ class Job:
             )
         return before is None
 
-    async def reports(self, engine: Engine) -> tuple[Block, ...]:
-        """Operators of the window as it is now; computed once for each state of the window."""
-        async with self.device_lock:
-            if self._reports[0] != self.version and not self.closed:
-                self._reports = (self.version, await engine.run(self.window.reports))
-            return self._reports[1]
+    async def reports(
+        self, engine: Engine, first: int = 0, count: int = 256
+    ) -> tuple[tuple[Block, ...], Summary | None]:
+        """Operators of the window as it is now, `count` of them from number `first`, and all of them together.
 
-    def describe(self, blocks: tuple[Block, ...] = ()) -> JobStatus:
+        Computed once for each state of the window; at the horizon that is trusted now.
+        """
+        async with self.device_lock:
+            if self._reported_version != self.version and not self.closed:
+                self._reports.clear()
+                self._summary = await engine.run(self.window.summary, self.trusted.steps)
+                self._reported_version = self.version
+            if (first, count) not in self._reports:
+                if self.closed:
+                    return (), None
+                some = await engine.run(self.window.reports, self.trusted.steps, first, count)
+                self._reports.clear()  # one page is enough: readers poll the same one
+                self._reports[first, count] = some
+            return self._reports[first, count], self._summary
+
+    def describe(self, blocks: tuple[Block, ...] = (), summary: Summary | None = None) -> JobStatus:
         """The job's state."""
         counters = self.counters
         return JobStatus(
@@ -165,6 +213,9 @@ class Job:
             pushed=counters.pushed,
             lease=self.lease.describe(),
             blocks=blocks,
+            summary=summary,
+            trusted_horizon_steps=self.trusted.steps,
+            history=tuple(self.history),
         )
 
 

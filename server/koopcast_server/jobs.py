@@ -14,7 +14,7 @@ from koopcast.errors import AlreadyExists, NotFound, PermissionDenied, ResourceE
 from koopcast.names import check_job_name
 from koopcast.wire import Layout
 from koopcast_server.engine import Engine
-from koopcast_server.held_window import HeldWindow
+from koopcast_server.held_window import JobShape
 from koopcast_server.job import Job, JobSpec, difference
 from koopcast_server.leases import WriterLease
 
@@ -120,16 +120,21 @@ class Jobs:
             AlreadyExists: another spec under this name, a live lease, or ``error`` was asked for.
             PermissionDenied: the name belongs to another identity.
             ResourceExhausted: it does not fit the memory limit.
+            InvalidArgument: its blocks are too large, too many, or none.
             Unavailable: the service is draining.
         """
         self.refuse_when_draining()
-        existing = self._jobs.get(check_job_name(name))
+        check_job_name(name)
+        layout = Layout(dict(spec.tensors))
+        shape = await self.engine.run(
+            JobShape.of, layout, spec.operator, spec.stride, spec.window_dtype
+        )  # on a worker: planning 65,536 tensors takes a while
+        existing = self._jobs.get(name)
         if existing is not None:
             self._refuse_taken(existing, owner, spec, mode)
             if mode.if_exists == "resume":
                 return Opened(existing, existing.lease.grant(holder), resumed=True)
-        layout = Layout(dict(spec.tensors))
-        needed = HeldWindow.bytes_needed(layout, spec.operator, spec.window_dtype)
+        needed = shape.bytes_needed
         self._refuse_oversized(name, needed, existing.memory_bytes if existing is not None else 0)
         if existing is not None:
             await self._replace(existing, owner, spec, mode)
@@ -137,9 +142,7 @@ class Jobs:
         self._reserved_bytes += needed
         lease = WriterLease(self.lease_seconds)
         try:
-            window = await self.engine.run(
-                self.engine.new_window, layout, spec.operator, spec.stride, spec.window_dtype
-            )
+            window = await self.engine.run(self.engine.new_window, shape)
             if name in self._jobs:  # opened by somebody else while the window was being made
                 raise AlreadyExists(
                     f"job {name!r} was opened by another writer just now", reason="LIVE_LEASE", job=name
@@ -147,8 +150,17 @@ class Jobs:
         except BaseException:
             self._reserved_bytes -= needed
             raise
+        remembered = spec.operator.snapshots_wanted
         job = Job(
-            name, owner, spec, layout, window, needed, lease, digests=deque(maxlen=spec.operator.window)
+            name,
+            owner,
+            spec,
+            layout,
+            window,
+            needed,
+            lease,
+            digests=deque(maxlen=remembered),
+            clocks=deque(maxlen=remembered),
         )
         self._jobs[name] = job
         return Opened(job, lease.grant(holder), resumed=False)

@@ -31,22 +31,22 @@ class SnapshotIdentity:
         step: trainer step.
         digest: crc32c of all bytes, big-endian.
         averaging: mean of so many last steps.
-        clock: the snapshot's clock, or None.
+        clock: the snapshot's clock; the step where none was given.
     """
 
     segment: int
     step: int
     digest: bytes
     averaging: int
-    clock: float | None
+    clock: float
 
 
 def judge(job: Job, snapshot: SnapshotIdentity) -> Verdict:
     """What is to become of a snapshot: the rules of segments and steps.
 
     Raises:
-        InvalidArgument: segment 0, a step off the stride, another averaging length within a segment, numbers
-            beyond 2**53.
+        InvalidArgument: segment 0, a step off the stride, another averaging length within a segment, a clock that
+            does not rise, numbers beyond 2**53.
         FailedPrecondition: a step that does not rise.
         AlreadyExists: the step is held with other bytes.
     """
@@ -87,12 +87,24 @@ def judge(job: Job, snapshot: SnapshotIdentity) -> Verdict:
             expected=expected,
             stride=job.spec.stride,
         )
+    _refuse_other_time(job, snapshot)
+    return "new"
+
+
+def _refuse_other_time(job: Job, snapshot: SnapshotIdentity) -> None:
+    """Within a segment, averages are of one length and the clock rises."""
     if snapshot.averaging != job.averaging:
         raise InvalidArgument(
             f"averaging is {snapshot.averaging}, but the segment's snapshots have {job.averaging}",
             field="averaging",
         )
-    return "new"
+    if snapshot.clock <= job.clocks[-1]:
+        raise InvalidArgument(
+            f"the clock must rise within a segment: {snapshot.clock} follows {job.clocks[-1]}; give every snapshot a "
+            "clock, or none",
+            field="clock",
+            newest=job.clocks[-1],
+        )
 
 
 class Upload:
@@ -189,9 +201,11 @@ class Upload:
         job, snapshot = self._job, self._snapshot
         if starts_segment:
             job.digests.clear()
+            job.clocks.clear()
         job.segment, job.step = snapshot.segment, snapshot.step
-        job.averaging, job.clock = snapshot.averaging, snapshot.clock
+        job.averaging = snapshot.averaging
         job.digests.append((snapshot.step, snapshot.digest))
+        job.clocks.append(snapshot.clock)
         job.version += 1
         job.counters.snapshots_accepted += 1
         job.counters.bytes_received += self.received_bytes

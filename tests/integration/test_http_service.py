@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import grpc
@@ -82,6 +84,28 @@ def test_a_job_over_http_is_the_job_over_grpc(
         values = [complex(value.real or 0.0, value.imaginary or 0.0) for value in block.eigenvalues]
         assert values == pytest.approx(list(told.eigenvalues))
         assert max(map(abs, values)) == pytest.approx(0.97, abs=1e-3)
+        assert block.predicted_error == pytest.approx(told.predicted_error)
+        assert [mode.energy for mode in block.modes] == pytest.approx([mode.energy for mode in told.modes])
+        slowest = block.modes[0]
+        assert slowest.time_constant_steps == pytest.approx(-STRIDE / math.log(0.97), rel=0.05)
+    assert found.summary is not None
+    assert status.summary is not None
+    assert found.summary.model_dump() == pytest.approx(asdict(status.summary))
+    assert found.trusted_horizon_steps == pytest.approx(status.trusted_horizon_steps)
+    assert [point.model_dump() for point in found.history] == [
+        pytest.approx(asdict(point)) for point in status.history
+    ]
+    assert [(point.step, point.horizon_steps, point.moved) for point in found.history] == [(120, 100.0, True)]
+
+
+def test_blocks_come_in_parts_and_the_summary_speaks_of_all(browser: httpx.Client, job: koopcast.Job) -> None:
+    answer = browser.get(f"/v1/jobs/{job.name}?first_block=1&max_blocks=1").raise_for_status()
+    found = JobDetail.model_validate_json(answer.content)
+    assert [block.name for block in found.blocks] == ["layer.bias"]
+    assert found.blocks_total == 2
+    assert found.summary is not None
+    assert found.summary.blocks == 2
+    assert found.history == []
 
 
 def test_a_short_window_gives_null_and_not_nan(

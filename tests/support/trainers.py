@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from koopcast.prediction import Block, Prediction
+from koopcast.prediction import Block, Prediction, Summary
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +120,7 @@ def prediction(
     from_step: int = 100,
 ) -> Prediction:
     """A prediction made by hand."""
+    told = (block(),) if blocks is None else blocks
     return Prediction(
         id=f"{operator_index}/{steps}",
         base_step=base_step,
@@ -128,9 +129,33 @@ def prediction(
         segment=segment,
         moved=moved,
         operator_index=operator_index,
-        blocks=(block(),) if blocks is None else blocks,
+        blocks=told,
+        summary=_summary(told, steps),
         displacement=dict(displacement or {}),
         _base=dict,
+    )
+
+
+def _summary(blocks: tuple[Block, ...], steps: float) -> Summary:
+    """What a service says of these blocks together."""
+    moved = [one for one in blocks if one.moved]
+    trusted = [
+        one
+        for one in moved
+        if not one.extrapolated
+        and steps <= one.backtest_steps
+        and one.backtest_error < 1.0
+        and one.backtest_error < one.backtest_error_linear
+    ]
+    errors = [one.backtest_error for one in moved]
+    return Summary(
+        blocks=len(blocks),
+        moved=len(moved),
+        untrusted=len(moved) - len(trusted),
+        spectral_radius=max((one.spectral_radius for one in blocks), default=0.0),
+        backtest_error=max(errors, default=math.nan),
+        backtest_error_linear=max((one.backtest_error_linear for one in moved), default=math.nan),
+        predicted_error=max(errors, default=math.nan),
     )
 
 

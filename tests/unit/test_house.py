@@ -28,10 +28,13 @@ CLIENT_TORCH = ("koopcast.hook", "koopcast.window", "koopcast.testing")
 SERVER_TORCH = (
     "koopcast_server.koopman",
     "koopcast_server.held_window",
+    "koopcast_server.solving",
     "koopcast_server.engine",
     "koopcast_server.demo",
 )
-"""Where torch is at home. `held_window` is the engine's part that holds one job's window."""
+"""Where torch is at home. `held_window` is the engine's part that holds one job's window, `solving` asks it."""
+DEMO = ("koopcast_server.demo", "koopcast_server.plots")
+"""What needs the extra `demo`, above all matplotlib."""
 NO_IO = {"asyncio", "io", "logging", "os", "pathlib", "socket", "subprocess", "threading", "time", "warnings"}
 
 MAY_NOT_IMPORT = {
@@ -191,7 +194,9 @@ def test_the_window_knows_neither_side() -> None:
     wrong = [
         str(found)
         for found in client_imports()
-        if found.importer == "koopcast.window" and found.package in ("koopcast", "koopcast_server", "grpc")
+        if inside(found.importer, ("koopcast.window",))
+        and found.package in ("koopcast", "koopcast_server", "grpc")
+        and not inside(found.target, ("koopcast.window", "koopcast.blocks"))
     ]
     assert wrong == []
 
@@ -278,12 +283,20 @@ def undeclared(imports: list[Import], brought: set[str]) -> list[str]:
 def test_every_import_is_declared_by_the_install_that_has_it() -> None:
     light = [found for found in client_imports() if not inside(found.importer, CLIENT_TORCH)]
     hook = [found for found in client_imports() if inside(found.importer, CLIENT_TORCH)]
-    demo = [found for found in server_imports() if inside(found.importer, ("koopcast_server.demo",))]
+    demo = [found for found in server_imports() if inside(found.importer, DEMO)]
     server = [found for found in server_imports() if found not in demo]
     assert undeclared(light, declared()) == []
     assert undeclared(hook, declared("torch")) == []
     assert undeclared(server, declared("server")) == []
     assert undeclared(demo, declared("demo")) == []
+
+
+def test_what_needs_the_demo_extra_is_loaded_when_it_is_asked_for() -> None:
+    importers = [
+        found for found in server_imports() if inside(found.target, DEMO) and not inside(found.importer, DEMO)
+    ]
+    assert {found.importer for found in importers} == {"koopcast_server.__main__"}
+    assert [str(found) for found in importers if not found.in_function] == []
 
 
 def test_the_runtime_floors_are_those_of_the_generated_code() -> None:

@@ -7,6 +7,7 @@ import base64
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
 import httpx
@@ -14,10 +15,13 @@ import pytest
 import torch
 
 from koopcast.errors import KoopcastError, LeaseLost, ResourceExhausted
-from koopcast.prediction import Block
+from koopcast.operator import Operator
+from koopcast.prediction import Block, Mode, Summary
+from koopcast.status import HistoryPoint
 from koopcast_server import http_api
 from koopcast_server.http_guard import OPEN_PATHS, problem
-from koopcast_server.http_models import BlockModel, Health, JobDetail, JobList
+from koopcast_server.http_models import Health, JobDetail, JobList
+from koopcast_server.http_operator_models import BlockModel, OperatorModel
 from koopcast_server.identity import Identities
 from koopcast_server.jobs import Jobs
 from koopcast_server.metrics import Metrics
@@ -79,15 +83,24 @@ def test_draining_is_not_ready(jobs: Jobs) -> None:
 def test_numbers_that_json_does_not_know_are_null(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    block = Block("network", 4, 1, value, value, value, value, 0, True, False, (complex(value, value),))
+    mode = Mode(complex(value, value), value, value, value)
+    block = Block(
+        *("network", 4, 1, value, value, value, value, 0, True, False, (complex(value, value),)),
+        *(value, value, "none", value, (mode,)),
+    )
     open_job(jobs, "a")
     monkeypatch.setattr(type(next(jobs.all())), "reports", _answer((block,)))
     response = get(jobs, "/v1/jobs/a")
     found = json.loads(response.content, parse_constant=pytest.fail)["blocks"][0]
     assert JobDetail.model_validate_json(response.content).blocks == [BlockModel.of(block)]
-    undefined = ("spectral_radius", "residual", "backtest_error", "backtest_error_linear")
-    assert [found[name] for name in undefined] == [None] * 4
+    undefined = ["spectral_radius", "residual", "backtest_error", "backtest_error_linear", "predicted_error"]
+    undefined += ["ridge", "jump_scale"]
+    assert {name: found[name] for name in undefined} == dict.fromkeys(undefined)
     assert found["eigenvalues"] == [{"real": None, "imaginary": None}]
+    assert found["modes"] == [
+        {"eigenvalue": {"real": None, "imaginary": None}}
+        | dict.fromkeys(("energy", "time_constant_steps", "residual"))
+    ]
 
 
 def _answer(blocks: tuple[Block, ...]) -> Callable[..., Any]:
@@ -108,12 +121,52 @@ def test_many_blocks_come_in_parts(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) 
     assert [block["name"] for block in rest] == [f"t{n}" for n in range(590, 600)]
 
 
+def test_a_job_tells_of_all_blocks_and_of_earlier_answers(jobs: Jobs) -> None:
+    open_job(jobs, "a")
+    summary = Summary(100_000, 7, 2, 1.5, math.nan, 0.75, 0.25)
+    history = (
+        HistoryPoint(30, 1.5, math.nan, 0.75, 100.0, math.nan, False),
+        HistoryPoint(40, 1.25, 0.5, 0.75, 50.0, 0.125, True),
+    )
+    page = tuple(Block(f"n[{n}]", 1, 0, 0.0, 0.0, 1.0, 1.0, 1, False, False, ()) for n in range(2))
+    status = replace(
+        next(jobs.all()).describe(),
+        blocks=page,
+        summary=summary,
+        history=history,
+        trusted_horizon_steps=120.5,
+    )
+    found = json.loads(JobDetail.with_blocks(status).model_dump_json(), parse_constant=pytest.fail)
+    assert (found["blocks_total"], len(found["blocks"])) == (100_000, 2)
+    assert found["summary"] == asdict(summary) | {"backtest_error": None}
+    assert found["history"] == [
+        asdict(history[0]) | {"backtest_error": None, "predicted_error": None},
+        asdict(history[1]),
+    ]
+    assert found["trusted_horizon_steps"] == 120.5
+
+
+OPERATORS = [
+    Operator(),
+    Operator.preset("dogra-redman"),
+    Operator(partition="quasi_node", quasi_node_inputs=10, delays=2, forgetting=0.9, debias="backtest"),
+    Operator(rank="gavish-donoho", ridge="backtest", max_jump=4.0, mask_tolerance=0.5),
+]
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+def test_every_operator_setting_is_told(operator: Operator) -> None:
+    assert OperatorModel.of(operator).model_dump() == asdict(operator)
+
+
 def test_a_job_without_snapshots_has_nulls(jobs: Jobs) -> None:
     open_job(jobs, "a")
     found = JobDetail.model_validate_json(get(jobs, "/v1/jobs/a").content)
     assert (found.step, found.pushed, found.last_prediction_seconds) == (None, None, None)
     assert found.blocks == []
     assert found.blocks_total == 0
+    assert found.summary is None
+    assert found.history == []
 
 
 def test_pages(jobs: Jobs) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import grpc
@@ -10,16 +11,23 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 import koopcast
-from koopcast.messages import (
+from koopcast.messages import tensors_from_messages, tensors_to_messages
+from koopcast.operator_messages import (
     operator_from_message,
     operator_to_message,
     override_from_message,
     override_to_message,
-    tensors_from_messages,
-    tensors_to_messages,
 )
-from koopcast.prediction import Block
-from koopcast.status import JobStatus, Lease, status_from_message, status_to_message
+from koopcast.prediction import (
+    Block,
+    Mode,
+    Summary,
+    block_from_message,
+    block_to_message,
+    summary_from_message,
+    summary_to_message,
+)
+from koopcast.status import HistoryPoint, JobStatus, Lease, status_from_message, status_to_message
 from koopcast.v1 import error_pb2, operator_pb2
 from koopcast_server.interceptor import status_of
 
@@ -57,34 +65,92 @@ def test_tensor_specs_survive_their_messages_in_order() -> None:
     assert list(tensors_from_messages(tensors_to_messages(specs)).items()) == list(specs.items())
 
 
+MODES = (Mode(1 + 0.5j, 0.75, -89.6, 0.01), Mode(-1 + 0j, 0.25, math.inf, 0.5))
+BLOCK = Block(
+    name="fc1[17]",
+    parameters=6,
+    rank=2,
+    spectral_radius=1.01,
+    residual=0.1,
+    backtest_error=0.2,
+    backtest_error_linear=math.inf,
+    backtest_steps=30,
+    moved=True,
+    extrapolated=False,
+    eigenvalues=(1 + 0.5j, 1 - 0.5j),
+    predicted_error=0.3,
+    ridge=1e-3,
+    debias="forward-backward",
+    jump_scale=0.5,
+    modes=MODES,
+)
+SUMMARY = Summary(
+    blocks=100_000,
+    moved=7,
+    untrusted=2,
+    spectral_radius=1.01,
+    backtest_error=0.2,
+    backtest_error_linear=0.9,
+    predicted_error=0.3,
+)
+STATUS = JobStatus(
+    name="x",
+    owner="alice",
+    tensors={"w": koopcast.TensorSpec("float32", (6,))},
+    stride=10,
+    operator=OPERATORS[2],
+    window_dtype="bfloat16",
+    wire_dtype="float32",
+    segment=3,
+    step=40,
+    snapshots_held=5,
+    snapshots_accepted=9,
+    parameters=6,
+    memory_bytes=1000,
+    bytes_received=216,
+    bytes_sent=24,
+    predictions=1,
+    jumps_accepted=1,
+    jumps_rejected=2,
+    last_prediction_seconds=0.5,
+    created=datetime(2026, 1, 2, tzinfo=UTC),
+    pushed=datetime(2026, 1, 3, tzinfo=UTC),
+    lease=Lease(True, 30.0, "koopcast/0.1.0"),
+    blocks=(BLOCK,),
+    summary=SUMMARY,
+    trusted_horizon_steps=120.5,
+    history=(
+        HistoryPoint(30, 1.25, 0.5, 0.75, 100.0, 0.625, True),
+        HistoryPoint(40, 1.5, 0.25, 0.375, 50.0, 0.125, False),
+    ),
+)
+
+
 def test_a_status_survives_its_message() -> None:
-    block = Block("network", 6, 2, 1.01, 0.1, 0.2, math.inf, 30, True, False, (1 + 0.5j, 1 - 0.5j))
-    status = JobStatus(
-        name="x",
-        owner="alice",
-        tensors={"w": koopcast.TensorSpec("float32", (6,))},
-        stride=10,
-        operator=OPERATORS[2],
-        window_dtype="bfloat16",
-        wire_dtype="float32",
-        segment=3,
-        step=40,
-        snapshots_held=5,
-        snapshots_accepted=9,
-        parameters=6,
-        memory_bytes=1000,
-        bytes_received=216,
-        bytes_sent=24,
-        predictions=1,
-        jumps_accepted=1,
-        jumps_rejected=2,
-        last_prediction_seconds=0.5,
-        created=datetime(2026, 1, 2, tzinfo=UTC),
-        pushed=datetime(2026, 1, 3, tzinfo=UTC),
-        lease=Lease(True, 30.0, "koopcast/0.1.0"),
-        blocks=(block,),
-    )
+    assert status_from_message(status_to_message(STATUS)) == STATUS
+
+
+def test_a_status_without_operator_survives_its_message() -> None:
+    status = replace(STATUS, blocks=(), summary=None, history=(), step=None, snapshots_held=0, pushed=None)
     assert status_from_message(status_to_message(status)) == status
+
+
+@pytest.mark.parametrize("debias", ["none", "total-least-squares", "forward-backward", "backtest"])
+def test_a_block_survives_its_message_with_its_modes(debias: str) -> None:
+    block = replace(BLOCK, debias=debias)
+    assert block_from_message(block_to_message(block)) == block
+
+
+def test_what_a_block_does_not_know_stays_unknown() -> None:
+    block = Block("network", 6, 0, 0.0, math.nan, math.nan, math.nan, 0, False, True, ())
+    read = block_from_message(block_to_message(block))
+    assert (read.debias, read.jump_scale, read.ridge, read.modes) == ("none", 1.0, 0.0, ())
+    undefined = (read.residual, read.backtest_error, read.backtest_error_linear, read.predicted_error)
+    assert all(math.isnan(value) for value in undefined)
+
+
+def test_a_summary_survives_its_message() -> None:
+    assert summary_from_message(summary_to_message(SUMMARY)) == SUMMARY
 
 
 def test_the_clients_error_types_have_the_wire_format_of_google_rpc() -> None:

@@ -52,6 +52,7 @@ class Ahead:
         self._leader = leader
         self._counters = counters
         self._clock: float | None = 0.0
+        self._rate: float | None = None
         self._departure: Departure | None = None
         self._inside = False
         self._broken = False
@@ -117,7 +118,7 @@ class Ahead:
 
     def _count_step(self) -> None:
         self._counters.steps += 1
-        rate = _learning_rate(self._optimizer)
+        self._rate = rate = _learning_rate(self._optimizer)
         self._clock = self._clock + rate if self._clock is not None and rate is not None else None
 
     def _record(self) -> None:
@@ -127,7 +128,7 @@ class Ahead:
         try:
             pushed = self._leader.recorder.step(step, self._clock, due=schedule.is_snapshot_due(step))
             if step == schedule.asked_at:
-                self._leader.ask(schedule, pushed=pushed)
+                self._leader.ask(schedule, pushed=pushed, clock=self._clock, rate=self._rate)
         except Exception as error:  # noqa: BLE001  # the border that protects the trainer
             self._break(error)
 

@@ -6,6 +6,7 @@ import os
 import socket
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -19,6 +20,7 @@ from koopcast.hook.leader import Leader
 from koopcast.hook.link import Link
 from koopcast.hook.policy import SearchOrder
 from koopcast.hook.ranks import Ranks
+from koopcast.hook.rates import LearningRate, check_learning_rate
 from koopcast.hook.recorder import Recorder, WaitBudget
 from koopcast.hook.schedule import JumpSchedule
 from koopcast.hook.selection import BufferPool, Filter, Selection
@@ -48,6 +50,7 @@ def attach(  # noqa: PLR0913  # one call is the whole interface; all but three a
     operator: Operator | None = None,
     operators: Sequence[Operator] | None = None,
     horizons: Sequence[float] | None = None,
+    learning_rate: LearningRate | None = None,
     on_jump: OnJump | None = None,
     lag: int = 0,
     wait_seconds: float = 0.25,
@@ -81,6 +84,11 @@ def attach(  # noqa: PLR0913  # one call is the whole interface; all but three a
         operators: operators whose predictions compete; rank, ridge and stabilisation count. By default `operator`,
             or a pair that serves well.
         horizons: how far to look ahead, in trainer steps.
+        learning_rate: the schedule, where the learning rate is not constant: under a schedule training is predictable
+            in summed learning rate, not in steps. Either a function that gives the rate of the first parameter group
+            for every optimizer step, counted from 0 when attached; or this optimizer's scheduler, if it steps once
+            after every optimizer step (it is copied, and never stepped). A schedule that turns out not to be the one
+            training follows is left aside, with one warning.
         on_jump: called with the model after weights were moved and before they are probed, e.g. to recompute
             BatchNorm statistics. What it leaves in parameters and buffers stays if the jump is accepted.
         lag: decide a jump so many steps after asking for it, so that the answer is there by then.
@@ -108,11 +116,12 @@ def attach(  # noqa: PLR0913  # one call is the whole interface; all but three a
     question = check_question(
         operator, operators, horizons, search or Walk(), every, probed=probe is not None
     )
+    question = replace(question, rates=check_learning_rate(learning_rate, optimizer))
     job_operator = operator if operator is not None else question.operators[0]
     selection = Selection(model, filter, averaged=timing.averaging > 1)
     name = check_job_name(job) if job is not None else _unique_name()
     schedule = JumpSchedule(
-        timing.every, job_operator.window, timing.lag, watching=watch and probe is not None
+        timing.every, job_operator.snapshots_wanted, timing.lag, watching=watch and probe is not None
     )
     ranks, counters = Ranks(), Counters()
     leader = None

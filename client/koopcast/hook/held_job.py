@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from koopcast.client import Client
-from koopcast.errors import KoopcastError, LeaseLost, NotFound
+from koopcast.errors import FailedPrecondition, KoopcastError, LeaseLost, NotFound
 from koopcast.hook.question import Question, check_answer
 from koopcast.hook.selection import SnapshotBuffer
 from koopcast.hook.stats import Counters
 from koopcast.job import Job
 from koopcast.operator import Operator
+from koopcast.prediction import Prediction
 from koopcast.wire import TensorSpec
 
 __all__ = ["HeldJob", "JobSettings", "Outcome", "Snapshot"]
 
 _CLOSE_SECONDS: Final = 1.0
+_UNEVEN_CLOCK: Final = "UNEVEN_CLOCK"
+"""Reason of the service's refusal where snapshots cannot be resampled on their clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,22 +131,16 @@ class HeldJob:
     def answer(self, question: Question) -> None:
         """Give the question its answer, or say why there is none."""
         job = self._opened()
-        needed = self._settings.operator.window
+        needed = self._settings.operator.snapshots_wanted
         held = job.snapshots_held if self._newest == (job.segment, question.base_step) else 0
         if held < needed:
             question.decline(f"the window holds {held} of {needed} snapshots", held=held)
             return
-        seconds = question.seconds_left()
-        if seconds <= 0.0:
+        if question.seconds_left() <= 0.0:
             question.decline("no answer in time")
             return
         try:
-            predictions = job.predict_ahead(
-                question.horizons,
-                from_step=question.from_step,
-                operators=question.operators,
-                timeout_seconds=seconds,
-            )
+            predictions = self._predict(job, question)
         finally:
             self._count_bytes(job)
         question.answer(check_answer(predictions, question, self._settings.tensors, job.segment))
@@ -162,6 +159,28 @@ class HeldJob:
         if self._job is not None:
             with contextlib.suppress(KoopcastError):
                 self._job.close(keep=keep, timeout_seconds=_CLOSE_SECONDS)
+
+    def _predict(self, job: Job, question: Question) -> list[Prediction]:
+        """Ask on the clock where the question has one, and on the steps where that clock does not serve."""
+        if question.clock_intervals:
+            try:
+                return job.predict_ahead(
+                    question.horizons,
+                    from_step=question.from_step,
+                    operators=question.operators,
+                    timeout_seconds=question.seconds_left(),
+                    clock_intervals=question.clock_intervals,
+                    from_clock=question.from_clock,
+                )
+            except FailedPrecondition as refusal:
+                if refusal.reason != _UNEVEN_CLOCK:
+                    raise
+        return job.predict_ahead(
+            question.horizons,
+            from_step=question.from_step,
+            operators=question.operators,
+            timeout_seconds=max(0.001, question.seconds_left()),
+        )
 
     def _opened(self) -> Job:
         if self._job is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from koopcast.hook.held_job import Outcome
 from koopcast.hook.link import Link
 from koopcast.hook.policy import Choice, SearchOrder, choose_by_backtest, choose_by_loss
 from koopcast.hook.question import Question
+from koopcast.hook.rates import ComingRates, RateError
 from koopcast.hook.recorder import Recorder, WaitBudget
 from koopcast.hook.schedule import JumpSchedule
 from koopcast.hook.stats import Counters, JumpEvent
@@ -23,6 +25,8 @@ from koopcast.operator import Operator
 from koopcast.prediction import Prediction
 
 __all__ = ["Leader", "QuestionSettings"]
+
+_LOG = logging.getLogger("koopcast")
 
 _EARLY_ANSWER_SECONDS: Final = 10.0
 """How long an answer may take that was asked for in advance (`lag`)."""
@@ -36,11 +40,13 @@ class QuestionSettings:
         horizons: trainer steps ahead.
         operators: operators that answer.
         search: in which order a probe looks at the answers.
+        rates: the coming learning rates, where the schedule is known: horizons are then asked for on that clock.
     """
 
     horizons: tuple[float, ...]
     operators: tuple[Operator, ...]
     search: SearchOrder
+    rates: ComingRates | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +83,28 @@ class Leader:
         self._breaks = 0
         self._watched: _Watched | None = None
 
-    def ask(self, schedule: JumpSchedule, *, pushed: bool) -> None:
-        """Ask for the jump of this attempt; the snapshot it is asked at was `pushed` just now."""
+    def ask(self, schedule: JumpSchedule, *, pushed: bool, clock: float | None, rate: float | None) -> None:
+        """Ask for the jump of this attempt.
+
+        Args:
+            schedule: says what for.
+            pushed: whether the snapshot it is asked at is on its way.
+            clock: sum of the learning rates so far; None: unknown.
+            rate: learning rate of the last step; None: unknown.
+        """
         self._question = None
         self._breaks = self.recorder.breaks
         if not pushed:
             return
-        seconds = _EARLY_ANSWER_SECONDS if schedule.lag else self._budget.left
+        intervals, from_clock = self._on_the_clock(schedule, clock, rate)
         question = Question(
-            schedule.asked_at, schedule.decided_at, self._settings.horizons, self._settings.operators, seconds
+            schedule.asked_at,
+            schedule.decided_at,
+            self._settings.horizons,
+            self._settings.operators,
+            _EARLY_ANSWER_SECONDS if schedule.lag else self._budget.left,
+            intervals,
+            from_clock,
         )
         if self.link.put(question):
             self._question = question
@@ -124,6 +143,30 @@ class Leader:
         watched, self._watched = self._watched, None
         if watched is not None:
             self.link.put(watched.outcome)
+
+    def _on_the_clock(
+        self, schedule: JumpSchedule, clock: float | None, rate: float | None
+    ) -> tuple[tuple[float, ...], float | None]:
+        """The horizons on the clock, and the clock where they begin; nothing where the steps must do."""
+        rates = self._settings.rates
+        if rates is None or clock is None:
+            return (), None
+        started = time.monotonic()
+        try:
+            coming = rates.sums(
+                schedule.asked_at,
+                self._settings.horizons,
+                lag=schedule.lag,
+                used=rate,
+                seconds=self._budget.left,
+            )
+        except RateError as error:
+            self._settings = replace(self._settings, rates=None)
+            _LOG.warning("koopcast leaves the learning-rate schedule aside and counts steps: %s", error)
+            return (), None
+        finally:
+            self._budget.spend_since(started)
+        return (coming.intervals, clock + coming.lag) if coming is not None else ((), None)
 
     def _decide(self, question: Question | None, schedule: JumpSchedule) -> bool:
         if question is None:

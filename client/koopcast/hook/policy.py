@@ -123,15 +123,10 @@ def choose_by_backtest(predictions: Sequence[Prediction]) -> Choice:
 
 def is_trusted(prediction: Prediction) -> bool:
     """Whether every moved block was back-tested that far and beat persistence (error 1) and linear extrapolation."""
-    moved = [block for block in prediction.blocks if block.moved]
-    return bool(moved) and all(
-        not block.extrapolated
-        and prediction.steps <= block.backtest_steps
-        and block.backtest_error < 1.0
-        and block.backtest_error < block.backtest_error_linear
-        for block in moved
-    )
+    return prediction.summary.moved > 0 and prediction.summary.untrusted == 0
 
 
 def _worst_error(prediction: Prediction) -> float:
-    return max(block.backtest_error for block in prediction.blocks if block.moved)
+    """Of the moved blocks that are told of; of all blocks together where none of these is moved."""
+    errors = [block.backtest_error for block in prediction.blocks if block.moved]
+    return max(errors, default=prediction.summary.backtest_error)

@@ -27,6 +27,8 @@ class Question:
         from_step: step the jump starts from.
         horizons: trainer steps ahead of `from_step`.
         operators: the operators to answer with.
+        clock_intervals: the horizons on the clock of cumulative learning rate; none where the clock is the step.
+        from_clock: the clock at `from_step`, with `clock_intervals`.
         predictions: the answer; empty where there was none.
         reason: why there was none.
         held: snapshots in the window, where too few of them is the reason.
@@ -39,12 +41,16 @@ class Question:
         horizons: Sequence[float],
         operators: Sequence[Operator],
         seconds: float,
+        clock_intervals: Sequence[float] = (),
+        from_clock: float | None = None,
     ) -> None:
         """Ask; an answer after `seconds` is no use."""
         self.base_step = base_step
         self.from_step = from_step
         self.horizons = tuple(horizons)
         self.operators = tuple(operators)
+        self.clock_intervals = tuple(clock_intervals)
+        self.from_clock = from_clock
         self.predictions: Sequence[Prediction] = ()
         self.reason = "no answer in time"
         self.held: int | None = None

@@ -59,6 +59,7 @@ class Recorder:
         self._budget = budget
         self._counters = counters
         self._current: dict[str, nn.Parameter] = {}
+        self._clock: float | None = None  # of the snapshot to come: of a mean, the mean of the clocks
         self._fresh = True
         self.breaks = 0
 
@@ -76,9 +77,10 @@ class Recorder:
             self._look_up()
         if self._averager is not None:
             self._averager.add(self._current)
+        self._count_clock(clock)
         if not due:
             return False
-        sent = self._send(step, clock)
+        sent = self._send(step, self._clock)
         if not sent:
             self._fresh = True
             self._counters.dropped()
@@ -93,6 +95,13 @@ class Recorder:
         self._current = {}
         if self._averager is not None:
             self._averager.reset()
+
+    def _count_clock(self, clock: float | None) -> None:
+        steps = self._averager.steps if self._averager is not None else 1
+        if steps == 1 or clock is None or self._clock is None:
+            self._clock = clock if steps == 1 else None
+        else:
+            self._clock += (clock - self._clock) / steps
 
     def _look_up(self) -> None:
         """Find the parameters by name; other objects than last time mean that weights were loaded meanwhile."""

@@ -1,14 +1,14 @@
 // Polls the service and shows its jobs. It only reads; the address bar's #name says which job is picked.
 
-import { drawCircle } from "./circle.js";
 import { byId, describe, element, number, pickRows } from "./dom.js";
 import * as format from "./format.js";
+import { showHistory } from "./history.js";
+import { forgetBlock, showOperators } from "./operators.js";
 
 const POLL_MILLISECONDS = 2000;
 const TIMEOUT_MILLISECONDS = 10000;
 const MOST_PAGES = 10;
 
-let block = null; // name of the picked block; null: the first
 let shown = null; // name of the job that is shown
 
 const pickedJob = () => {
@@ -50,6 +50,7 @@ function showService({ status, body }) {
 
 function windowCell(job) {
   const full = job.operator.window;
+  if (full === "segment") return element("td", { textContent: `${format.count(job.snapshots_held)}, whole segment` });
   const bar = element("progress", { max: full, value: job.snapshots_held });
   bar.setAttribute("aria-label", "Snapshots in the window");
   return element("td", {}, bar, `${job.snapshots_held} / ${full}`);
@@ -80,9 +81,26 @@ function showJobs(jobs) {
   ]);
 }
 
-function operatorText({ observable, partition, rank, energy, ridge, stabilize }) {
-  const modes = rank === "energy" ? `energy ${energy}` : `rank ${rank}`;
-  return `${observable}, by ${partition}, ${modes}, ridge ${ridge}, ${stabilize ? "stabilised" : "not stabilised"}`;
+const RULES = { backtest: "back-tested", "gavish-donoho": "by Gavish & Donoho" };
+
+// What differs from the defaults is told; so the text stays short.
+function operatorText(operator) {
+  const { observable, partition, quasi_node_inputs: inputs, rank, energy, ridge, debias, delays, forgetting } = operator;
+  const parts = [observable, `by ${partition.replace("_", "-")}${inputs ? ` of ${format.count(inputs)} inputs` : ""}`];
+  parts.push(rank === "energy" ? `energy ${energy}` : `rank ${RULES[rank] ?? rank}`, `ridge ${RULES[ridge] ?? format.measure(ridge)}`);
+  if (debias !== "none") parts.push(`debiasing ${RULES[debias] ?? `by ${debias}`}`);
+  if (delays) parts.push(format.plural(delays, "delay"));
+  if (forgetting < 1) parts.push(`forgetting ${forgetting}`);
+  if (operator.max_jump !== null) parts.push(`jumps up to ${operator.max_jump} × the path`);
+  if (operator.mask_tolerance !== null) parts.push(`mask of tolerance ${operator.mask_tolerance}`);
+  if (operator.always_move) parts.push("every block moves");
+  return [...parts, operator.stabilize ? "stabilised" : "not stabilised"].join(", ");
+}
+
+function trustText({ summary }) {
+  if (summary === null) return "–";
+  const untrusted = summary.untrusted ? `, ${format.count(summary.untrusted)} untrusted` : "";
+  return `${format.count(summary.moved)} of ${format.count(summary.blocks)}${untrusted}`;
 }
 
 function leaseText({ held, expires_in_seconds: left, holder }) {
@@ -91,7 +109,7 @@ function leaseText({ held, expires_in_seconds: left, holder }) {
 
 function showFacts(job) {
   const { count, plural, bytes, seconds, ago } = format;
-  const held = `${job.snapshots_held} of ${job.operator.window} held, ${count(job.snapshots_accepted)} accepted`;
+  const held = `${format.held(job)} held, ${count(job.snapshots_accepted)} accepted`;
   const answered = `${count(job.predictions)}, last in ${seconds(job.last_prediction_seconds)}`;
   const outcomes = `${count(job.jumps_accepted)} kept, ${count(job.jumps_rejected)} undone`;
   describe(byId("facts"), [
@@ -102,59 +120,14 @@ function showFacts(job) {
     ["Snapshot", `${plural(job.parameters, "parameter")} in ${plural(job.tensors, "tensor")}`],
     ["Window and answers in", `${job.window_dtype} and ${job.wire_dtype}`],
     ["Received / sent", `${bytes(job.bytes_received)} / ${bytes(job.bytes_sent)}`],
+    ["Blocks that move", trustText(job)],
+    ["Predicted error", format.measure(job.summary?.predicted_error ?? null)],
+    ["Trusted to look ahead", job.trusted_horizon_steps ? `${format.rounded(job.trusted_horizon_steps)} steps` : "–"],
     ["Predictions", job.predictions ? answered : "none"],
     ["Jumps", reported(job) ? outcomes : "none"],
     ["Writer", leaseText(job.lease)],
     ["Operator", operatorText(job.operator)],
   ]);
-}
-
-function showBlocks(job) {
-  const any = job.blocks.length > 0;
-  byId("operators").hidden = !any;
-  byId("no-blocks").hidden = any;
-  byId("no-blocks").textContent =
-    `No operator yet: the window holds ${job.snapshots_held} of ${job.operator.window} snapshots.`;
-  if (!any) return;
-  const current = job.blocks.find(({ name }) => name === block) ?? job.blocks[0];
-  const pickBlock = (name) => {
-    block = name;
-    showBlocks(job);
-  };
-  pickRows(byId("block-rows"), job.blocks, current.name, pickBlock, (one) => [
-    number(format.short(one.parameters)),
-    number(format.count(one.rank)),
-    number(format.measure(one.spectral_radius), one.spectral_radius > 1 ? "warn" : ""),
-    number(format.measure(one.residual)),
-    number(format.measure(one.backtest_error)),
-    number(format.measure(one.backtest_error_linear)),
-    element("td", { className: one.moved ? "dot good" : "dot soft", textContent: one.moved ? "yes" : "declines" }),
-  ]);
-  const more = job.blocks_total - job.blocks.length;
-  byId("blocks-hint").textContent =
-    "Back-test and linear extrapolation: error on held-out snapshots; staying in place scores 1." +
-    (more > 0 ? ` ${format.count(more)} more blocks are not shown.` : "");
-  showEigenvalues(current, job.stride);
-}
-
-function showEigenvalues({ name, eigenvalues }, stride) {
-  byId("circle-title").textContent = `Eigenvalues of ${name}`;
-  drawCircle(byId("circle"), eigenvalues);
-  byId("eigenvalue-rows").replaceChildren(...format.pairs(eigenvalues).map((value) => eigenvalueRow(value, stride)));
-}
-
-function eigenvalueRow(value, stride) {
-  const modulus = value.real === null ? null : Math.hypot(value.real, value.imaginary);
-  const decays = modulus !== null && modulus > 0 && modulus < 1;
-  const turns = value.imaginary ? Math.abs(Math.atan2(value.imaginary, value.real)) / (2 * Math.PI) : 0;
-  return element(
-    "tr",
-    {},
-    number(format.complex(value)),
-    number(modulus === null ? "–" : modulus.toFixed(4), modulus > 1 ? "warn" : ""),
-    number(decays ? format.short(Math.round((stride * Math.LN2) / -Math.log(modulus))) : "–"),
-    number(turns ? format.short(Math.round(stride / turns)) : "–"),
-  );
 }
 
 async function showJob(name) {
@@ -170,9 +143,11 @@ async function showJob(name) {
   byId("facts").hidden = !found;
   if (found) {
     showFacts(body);
-    showBlocks(body);
+    showOperators(body);
+    showHistory(body);
   } else {
     byId("operators").hidden = true;
+    byId("history").hidden = true;
     byId("no-blocks").hidden = false;
     byId("no-blocks").textContent = body.detail;
   }
@@ -215,7 +190,7 @@ async function loop() {
 
 addEventListener("hashchange", async () => {
   const left = shown;
-  block = null;
+  forgetBlock();
   await showJob(pickedJob()).catch((error) => say(error.message));
   await loop();
   if (shown !== null) byId("job-title").focus();

@@ -1,7 +1,7 @@
-// The eigenvalues of one block in the unit circle.
+// The eigenvalues of one block in the unit circle, larger where a mode carries more of the energy.
 
 import { shape } from "./dom.js";
-import { complex } from "./format.js";
+import { complex, percent } from "./format.js";
 
 const HALF = 120; // of the view box
 const MARGIN = 10;
@@ -25,9 +25,10 @@ function mark(value, scale) {
   const dot = shape("circle", {
     cx: value.real * scale,
     cy: -value.imaginary * scale,
-    r: outside ? 4.5 : 4,
+    r: 3 + 5 * Math.sqrt(value.energy ?? 0.04),
     class: outside ? "outside" : "inside",
   });
-  dot.append(shape("title", {}, complex(value)));
+  const energy = value.energy === undefined ? "" : `, ${percent(value.energy)} of the energy`;
+  dot.append(shape("title", {}, complex(value) + energy));
   return dot;
 }

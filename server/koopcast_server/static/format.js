@@ -15,6 +15,21 @@ export function short(value) {
   return count(value);
 }
 
+// Time constants span from a part of a step to millions of them.
+export const rounded = (value) =>
+  value !== null && value < 100 ? String(Number(value.toPrecision(2))) : short(value && Math.round(value));
+
+export function percent(share) {
+  if (share === null) return NONE;
+  return share > 0 && share < 0.001 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`;
+}
+
+// 10 to this power, as a label of an axis.
+export const power = (exponent) => (Math.abs(exponent) > 3 ? `1e${exponent}` : String(Number(`1e${exponent}`)));
+
+export const held = ({ snapshots_held: snapshots, operator: { window } }) =>
+  window === "segment" ? count(snapshots) : `${snapshots} of ${window}`;
+
 export function bytes(value) {
   let power = 0;
   while (value >= 1024 && power < UNITS.length - 1) {
@@ -44,13 +59,18 @@ export function ago(time) {
   return passed < 86400 ? `${Math.floor(passed / 3600)} h ago` : `${Math.floor(passed / 86400)} d ago`;
 }
 
-// Complex eigenvalues of real operators come in conjugate pairs; one entry stands for both.
-export function pairs(eigenvalues) {
-  const paired = ({ real, imaginary }) =>
-    eigenvalues.some((other) => other.real === real && other.imaginary === -imaginary);
-  return eigenvalues
-    .map((value) => ({ ...value, pair: value.imaginary !== 0 && value.imaginary !== null && paired(value) }))
-    .filter(({ imaginary, pair }) => !pair || imaginary > 0);
+// Complex eigenvalues of real operators come in conjugate pairs; one entry stands for both, with their energy together.
+export function pairs(modes) {
+  const partner = ({ real, imaginary }) =>
+    imaginary ? modes.find((other) => other.real === real && other.imaginary === -imaginary) : undefined;
+  return modes
+    .map((mode) => [mode, partner(mode)])
+    .filter(([mode, other]) => other === undefined || mode.imaginary > 0)
+    .map(([mode, other]) => {
+      if (other === undefined) return mode;
+      const energy = mode.energy === null || other.energy === null ? null : mode.energy + other.energy;
+      return { ...mode, energy, pair: true };
+    });
 }
 
 export function complex({ real, imaginary, pair = false }) {

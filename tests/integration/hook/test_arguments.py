@@ -29,6 +29,8 @@ from trainers import smooth_net, train
         ({"horizons": [10, 0]}, ValueError, "horizons"),
         ({"horizons": [float("inf")]}, ValueError, "horizons"),
         ({"horizons": 10}, TypeError, "horizons"),
+        ({"learning_rate": 0.1}, TypeError, "learning_rate"),
+        ({"learning_rate": lambda step: -1.0}, ValueError, "learning_rate"),
         ({"operator": "auto"}, TypeError, "operator"),
         ({"operators": []}, ValueError, "operators"),
         ({"operators": [4]}, TypeError, "operators"),

@@ -1,0 +1,329 @@
+"""The whole segment: every pair of consecutive vectors since it began, accumulated as they come.
+
+::
+
+    spare ── publish() ──> snapshots (ring of the last few)
+                               │ every k snapshots, one batch of blocks after the other
+                               v
+                           R factors (one a block)         pairs() = R + what stands in the ring
+
+The long form of the window, for blocks that are shorter than their history (Dogra & Redman 2020, arXiv
+2006.02361: 10,000 snapshots of 11 numbers). No snapshot is stored but the last few. What least squares needs
+to know of the others is in the R factor of their pairs (see `koopcast.window.qr`): design §2, and as accurate
+as a decomposition of all of them at once.
+
+Memory, in bytes: ``32 s²`` for a block of s numbers (R has 2 s rows and columns of float64), and the ring: 16
+snapshots or more, up to half as much as all R together, and `tail` + 3 snapshots more. While it works,
+``max(64 MiB, 256 s²)`` more for the largest s, 1 GiB for 2048. So a unit with 10 inputs takes 4 kB, one with
+784 inputs 20 MB, and a block of 2048 numbers 134 MB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from koopcast.blocks import BlockGroup, BlockPlan
+from koopcast.window.qr import absorb, batch_blocks
+from koopcast.window.views import gather, scatter
+
+__all__ = ["LARGEST_BLOCK", "Segment", "SegmentPairs", "absorb"]
+
+LARGEST_BLOCK: Final = 2048
+"""Numbers in a block at most: its R factor has 4 times the square of that many entries."""
+
+_LEAST_BUFFER = 16
+"""Snapshots between two decompositions at least: the cost of R itself is shared among them."""
+_GOOD_BUFFER = 64
+"""Beyond this many, and 2 s, a longer buffer saves nothing."""
+
+
+class SegmentPairs(NamedTuple):
+    """The pairs of some blocks, on the CPU. b blocks of s numbers; T tail pairs.
+
+    ``absorb(factor, tail_vectors, forgetting)`` gives R of all pairs.
+
+    Attributes:
+        factor: (b, 2 s, 2 s) float64, upper triangular, diagonal >= 0: R of all pairs but the last T, of which
+            the newest weighs 1. Zeros while `absorbed` is 0.
+        tail_vectors: (b, T + 1, s) float64: the last vectors, oldest first. The first is the second vector of
+            the newest pair in `factor`, so that each neighbouring two are a pair. (b, 0, s) while there is no vector.
+        absorbed: pairs in `factor`. T is `tail`, or the number of all pairs where there are fewer.
+        last: (b, s) float64, the last snapshot; zeros before the first one.
+        snapshot_epsilon: relative spacing of the snapshots' dtype.
+    """
+
+    factor: Tensor
+    tail_vectors: Tensor
+    absorbed: int
+    last: Tensor
+    snapshot_epsilon: float
+
+
+class _Batch(NamedTuple):
+    """Blocks ``first:stop`` of a group: what is decomposed in one go."""
+
+    group: int
+    first: int
+    stop: int
+
+
+class Segment:
+    """The least-squares problem from each vector to the next, for every block, over a whole segment.
+
+    Vectors are the weights (`state`) or the differences of consecutive snapshots (`velocity`). The same protocol
+    as `Window`: write a snapshot into `spare`, then `publish`. Not thread-safe.
+
+    Attributes:
+        size: n, elements in a snapshot.
+        block_count: B.
+        device: where all of it lives.
+    """
+
+    def __init__(
+        self,
+        plan: BlockPlan,
+        *,
+        observable: Literal["state", "velocity"],
+        forgetting: float = 1.0,
+        snapshot_dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        tail: int = 8,
+    ) -> None:
+        """Allocate everything: `bytes_needed` bytes on `device`.
+
+        Args:
+            plan: the blocks; none longer than `LARGEST_BLOCK`.
+            observable: what a vector is.
+            forgetting: weight of a pair relative to its successor's, in (0, 1].
+            snapshot_dtype: of the snapshots. All arithmetic is float64, also on differences.
+            device: a torch device.
+            tail: the last pairs that are kept apart from R, for whoever fits on the pairs before them.
+
+        Raises:
+            ValueError: for arguments out of range, or a block that is too long.
+        """
+        _check(plan, observable, snapshot_dtype, tail)
+        if not 0.0 < forgetting <= 1.0:
+            raise ValueError(f"forgetting must be in (0, 1], not {forgetting}")
+        self.size, self.block_count = plan.elements, plan.block_count
+        self.device = torch.device(device)
+        self._groups: tuple[BlockGroup, ...] = plan.groups
+        self._lag = 1 if observable == "velocity" else 0  # the first vector needs so many snapshots before it
+        self._forgetting, self._tail = forgetting, tail
+        self._period = _buffer(plan, snapshot_dtype)
+        rows = _rows(plan, observable, snapshot_dtype, tail)
+        self._ring = torch.zeros((rows, self.size), dtype=snapshot_dtype, device=self.device)
+        self._factors = [
+            torch.zeros(
+                (group.count, 2 * group.size, 2 * group.size), dtype=torch.float64, device=self.device
+            )
+            for group in self._groups
+        ]
+        self._batches = list(self._cut())
+        self._absorbed = [0] * len(self._batches)  # pairs in R, by batch
+        self._first_row = 0  # where in the ring the segment's first snapshot stood
+        self._count = 0  # snapshots of this segment
+
+    @staticmethod
+    def bytes_needed(
+        plan: BlockPlan,
+        *,
+        observable: Literal["state", "velocity"],
+        snapshot_dtype: torch.dtype,
+        tail: int = 8,
+    ) -> int:
+        """Bytes that such a segment allocates and keeps; see the module for what it needs while it works."""
+        _check(plan, observable, snapshot_dtype, tail)
+        rows = _rows(plan, observable, snapshot_dtype, tail)
+        return _factor_bytes(plan) + rows * plan.elements * snapshot_dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held; equals `bytes_needed`."""
+        return self._ring.nbytes + sum(factor.nbytes for factor in self._factors)
+
+    @property
+    def snapshots_held(self) -> int:
+        """Snapshots of this segment: all of them, though most are no longer stored."""
+        return self._count
+
+    @property
+    def spare(self) -> Tensor:
+        """(n,) where the coming snapshot is to be written; another array after each `publish`."""
+        return self._ring[self._row(self._count)]
+
+    @property
+    def last(self) -> Tensor:
+        """(n,) the last published snapshot; meaningless while `snapshots_held` is 0. Not to be written."""
+        return self._ring[self._row(self._count - 1)]
+
+    def clear(self) -> None:
+        """Forget all snapshots; the next `publish` is the first one. What stands in `spare` stays there."""
+        self._first_row = self._row(self._count)
+        self._count = 0
+        self._absorbed = [0] * len(self._batches)
+        for factor in self._factors:
+            factor.zero_()
+
+    def publish(self) -> None:
+        """Take what stands in `spare` as the newest snapshot. The values must be finite.
+
+        Costs nothing but for the batches whose turn it is: each is decomposed once in k snapshots, and they take
+        turns, so that no publish pays for all. Should it raise (no memory for scratch), the segment holds what it
+        held, and the call may be repeated.
+        """
+        turn, batches = self._count % self._period, len(self._batches)
+        for number in range(-(-turn * batches // self._period), -(-(turn + 1) * batches // self._period)):
+            self._absorb(number)
+        self._count += 1  # only now: what went before changed no answer
+
+    def pairs(self, group: int, first: int, stop: int) -> SegmentPairs:
+        """The pairs of blocks ``first:stop`` of a group, of all snapshots published. Changes nothing.
+
+        Brings R up to date on the way, at the cost of one decomposition a block; ask for few blocks at a time
+        where they are long.
+
+        Raises:
+            ValueError: for blocks that the group has not.
+        """
+        blocks = self._groups[group]
+        if not 0 <= first <= stop <= blocks.count:
+            raise ValueError(f"blocks {first}:{stop} are not in a group of {blocks.count}")
+        vectors, absorbed = self._vector_count(), self._ready()
+        factor = torch.empty((stop - first, 2 * blocks.size, 2 * blocks.size), dtype=torch.float64)
+        for number, batch in enumerate(self._batches):
+            low, high = max(first, batch.first), min(stop, batch.stop)
+            if batch.group == group and low < high:
+                held = self._factors[group][low:high]
+                if self._absorbed[number] < absorbed:
+                    pending = self._vectors(group, low, high, self._absorbed[number], absorbed + 1)
+                    held = absorb(held, pending, self._forgetting)
+                factor[low - first : high - first] = held
+        last = torch.zeros((1, stop - first, blocks.size), dtype=torch.float64, device=self.device)
+        if self._count:
+            gather(self.last[None], blocks, first, stop, last)
+        return SegmentPairs(
+            factor=factor,
+            tail_vectors=self._vectors(group, first, stop, absorbed, vectors).to("cpu").contiguous(),
+            absorbed=absorbed,
+            last=last[0].to("cpu"),
+            snapshot_epsilon=torch.finfo(self._ring.dtype).eps,
+        )
+
+    def scatter(self, group: int, first: int, stop: int, values: Tensor, out: Tensor) -> None:
+        """Write the elements of blocks ``first:stop`` of a group into `out`; its other elements stay.
+
+        Args:
+            group: the group's index in the plan.
+            first: the first block.
+            stop: behind the last block.
+            values: (stop - first, s), of any floating dtype, on any device.
+            out: (n,) of any floating dtype, on any device.
+
+        Raises:
+            ValueError: for other shapes.
+        """
+        blocks = self._groups[group]
+        if not 0 <= first <= stop <= blocks.count or values.shape != (stop - first, blocks.size):
+            raise ValueError(f"{tuple(values.shape)} is not the shape of blocks {first}:{stop}")
+        if out.shape != (self.size,) or not out.is_floating_point():
+            raise ValueError(f"out must be {self.size} floating numbers")
+        scatter(values, blocks, first, stop, out)
+
+    def read_last_velocity(self, start: int, stop: int) -> Tensor:
+        """(stop - start,) float64: the last change of elements ``start:stop``, on this segment's device.
+
+        Raises:
+            ValueError: while there are fewer than 2 snapshots.
+        """
+        if self._count < 2:
+            raise ValueError(f"a velocity needs 2 snapshots, not {self._count}")
+        before = self._ring[self._row(self._count - 2), start:stop]
+        return _difference(self.last[start:stop].double(), before.double())
+
+    def _absorb(self, number: int) -> None:
+        """Bring one batch's R up to date, the tail left out."""
+        batch, ready = self._batches[number], self._ready()
+        if ready <= self._absorbed[number]:
+            return
+        held = self._factors[batch.group][batch.first : batch.stop]
+        new = self._vectors(batch.group, batch.first, batch.stop, self._absorbed[number], ready + 1)
+        held.copy_(absorb(held, new, self._forgetting))
+        self._absorbed[number] = ready
+
+    def _vectors(self, group: int, first: int, stop: int, begin: int, end: int) -> Tensor:
+        """(stop - first, end - begin, s) float64: vectors ``begin:end`` of the segment, which the ring must hold."""
+        blocks, snapshots = self._groups[group], end - begin + self._lag if begin < end else 0
+        values = torch.empty((snapshots, stop - first, blocks.size), dtype=torch.float64, device=self.device)
+        done = 0
+        while done < snapshots:  # twice where the snapshots go around the ring's end
+            row = self._row(begin + done)
+            some = min(snapshots - done, len(self._ring) - row)
+            gather(self._ring[row : row + some], blocks, first, stop, values[done : done + some])
+            done += some
+        if self._lag and snapshots:
+            values = _difference(values[1:], values[:-1])
+        return values.transpose(0, 1)
+
+    def _vector_count(self) -> int:
+        return max(0, self._count - self._lag)
+
+    def _ready(self) -> int:
+        """Pairs that belong in R: all but the tail."""
+        return max(0, self._vector_count() - 1 - self._tail)
+
+    def _row(self, snapshot: int) -> int:
+        return (self._first_row + snapshot) % len(self._ring)
+
+    def _cut(self) -> Iterator[_Batch]:
+        for index, group in enumerate(self._groups):
+            step = batch_blocks(group.size, self._period, self.device)
+            for first in range(0, group.count, step):
+                yield _Batch(index, first, min(first + step, group.count))
+
+
+def _difference(later: Tensor, earlier: Tensor) -> Tensor:
+    """Of float64 numbers; held at the largest one where it overflows."""
+    limit = torch.finfo(later.dtype).max
+    return (later - earlier).clamp_(-limit, limit)
+
+
+def _factor_bytes(plan: BlockPlan) -> int:
+    return sum(32 * group.count * group.size**2 for group in plan.groups)
+
+
+def _buffer(plan: BlockPlan, dtype: torch.dtype) -> int:
+    """k: snapshots between two decompositions of the same block.
+
+    The cost of one is that of ``2 s + k`` rows. With k = 2 s half of it is for new rows. The ring is one for all
+    blocks, so it is held to half the memory of R, for plans of one long block among very many short ones.
+    """
+    wanted = max(_GOOD_BUFFER, 2 * max(group.size for group in plan.groups))
+    affordable = _factor_bytes(plan) // (2 * plan.elements * dtype.itemsize)
+    return max(_LEAST_BUFFER, min(wanted, affordable))
+
+
+def _rows(plan: BlockPlan, observable: str, dtype: torch.dtype, tail: int) -> int:
+    """Snapshots in the ring: when a batch's turn comes again, what it has not absorbed must still be there.
+
+    At its turn a batch leaves ``tail + 1`` vectors, k snapshots follow, and there is one spare.
+    """
+    return _buffer(plan, dtype) + tail + (3 if observable == "velocity" else 2)
+
+
+def _check(plan: BlockPlan, observable: str, dtype: torch.dtype, tail: int) -> None:
+    if plan.elements < 1:
+        raise ValueError("a segment needs at least one element")
+    longest = max(group.size for group in plan.groups)
+    if longest > LARGEST_BLOCK:
+        raise ValueError(f"blocks of a whole segment have at most {LARGEST_BLOCK} elements, not {longest}")
+    if observable not in ("state", "velocity"):
+        raise ValueError(f"observable must be 'state' or 'velocity', not {observable!r}")
+    if not dtype.is_floating_point:
+        raise ValueError(f"a segment holds floating-point numbers, not {dtype}")
+    if tail < 0:
+        raise ValueError(f"tail must not be negative, not {tail}")

@@ -1,0 +1,245 @@
+"""From a job's window to answers in Gram space: group by group, a bounded number of blocks at a time.
+
+Part of the engine's room. It asks the window what it can tell of a group (Gram matrices, the vectors themselves, or R
+factors), has `koopman` solve it, and puts the pieces together again.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from koopcast.blocks import BlockGroup, BlockPlan
+from koopcast.window import Segment, SegmentPairs, Window, absorb
+from koopcast_server.koopman import (
+    Modes,
+    OperatorSettings,
+    Products,
+    Report,
+    Resampling,
+    Source,
+    Streamed,
+    Vectors,
+    joined,
+    predict,
+    report,
+)
+
+__all__ = ["Horizons", "NamedMode", "Part", "Solved", "Solver"]
+
+_SCRATCH_BYTES: Final = 64 << 20
+"""Float64 numbers of one batch of blocks under way, more or less."""
+_ARRAYS: Final = 12
+"""So many arrays as large as a block's inputs are alive at once, for each candidate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Horizons:
+    """How far to look, in strides of the window's clock.
+
+    Attributes:
+        strides: horizons from `offset` on, each > 0.
+        offset: from the time of the last snapshot to where displacements start, >= 0.
+        resampling: to a uniform clock; None: snapshots are uniform in steps.
+    """
+
+    strides: tuple[float, ...]
+    offset: float = 0.0
+    resampling: Resampling | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Displacements of blocks ``first:stop`` of a group: coefficients, or the values themselves.
+
+    Attributes:
+        group: number of the group.
+        first: first block within it.
+        stop: one past the last.
+        velocity_coefficients: (b, M) float64.
+        last_coefficients: (b,) float64.
+        values: (b, s) float64; None: see the coefficients.
+    """
+
+    group: int
+    first: int
+    stop: int
+    velocity_coefficients: Tensor
+    last_coefficients: Tensor
+    values: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """All blocks at one horizon.
+
+    Attributes:
+        parts: what moves them.
+        moved: (B,) bool, by block number.
+        report: by block number.
+    """
+
+    parts: tuple[Part, ...]
+    moved: Tensor
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class NamedMode:
+    """One mode of a block, as `koopman.Modes` has it."""
+
+    eigenvalue: complex
+    energy: float
+    decay_strides: float
+    residual: float
+
+
+class Solver:
+    """Answers from one job's window. Knows its blocks and how to read and write them."""
+
+    def __init__(self, store: Window | Segment, plan: BlockPlan, forgetting: float) -> None:
+        """Solve for the blocks of `plan`, whose snapshots `store` holds."""
+        self._store = store
+        self._plan = plan
+        self._forgetting = forgetting
+        self._order = _by_number(plan)
+
+    def solve(self, settings: OperatorSettings, asked: Horizons) -> list[Solved]:
+        """Predict all blocks, for each horizon.
+
+        Raises:
+            TooFewSnapshotsError: the window holds too few snapshots.
+        """
+        parts: list[list[Part]] = [[] for _ in asked.strides]
+        moved: list[list[Tensor]] = [[] for _ in asked.strides]
+        reports: list[list[Report]] = [[] for _ in asked.strides]
+        for group, first, stop, source in self._sources(settings):
+            batch = predict(source, settings, asked.strides, asked.offset, asked.resampling)
+            for index in range(len(asked.strides)):
+                values = None if batch.displacement is None else batch.displacement[index]
+                velocities, last = batch.velocity_coefficients[index], batch.last_coefficients[index]
+                parts[index].append(Part(group, first, stop, velocities, last, values))
+                moved[index].append(batch.moved[index])
+                reports[index].append(batch.reports[index])
+        return [
+            Solved(tuple(some), self._by_number(torch.cat(moves)), self._reported(joined(told)))
+            for some, moves, told in zip(parts, moved, reports, strict=True)
+        ]
+
+    def describe(
+        self, settings: OperatorSettings, strides: float, blocks: range
+    ) -> tuple[Report, list[tuple[NamedMode, ...]]]:
+        """Reports and modes of some blocks, at least one, by their numbers.
+
+        Raises:
+            TooFewSnapshotsError: the window holds too few snapshots.
+        """
+        reports: list[Report] = []
+        modes: list[tuple[NamedMode, ...]] = []
+        numbers: list[int] = []
+        for group, first, stop, source in self._sources(settings, blocks):
+            told, its = report(source, settings, strides)
+            reports.append(told)
+            modes += _named(its, told.rank)
+            numbers += self._plan.groups[group].numbers[first:stop]
+        order = sorted(range(len(numbers)), key=numbers.__getitem__)
+        return joined(reports).take(torch.tensor(order)), [modes[position] for position in order]
+
+    def write(self, solved: Solved, out: Tensor) -> None:
+        """Write the displacement into `out`, (n,) on the window's device, of any floating dtype."""
+        for number, group in itertools.groupby(solved.parts, key=lambda part: part.group):
+            parts = list(group)
+            if isinstance(self._store, Window) and self._store.is_dual(number):
+                velocities = torch.cat([part.velocity_coefficients for part in parts])
+                last = torch.cat([part.last_coefficients for part in parts])
+                self._store.combine(number, velocities, last, out)
+                continue
+            for part in parts:
+                if part.values is not None:
+                    self._store.scatter(number, part.first, part.stop, part.values, out)
+
+    def _sources(
+        self, settings: OperatorSettings, wanted: range | None = None
+    ) -> Iterator[tuple[int, int, int, Source]]:
+        """(group, first, stop, what the window tells of these blocks), those of the `wanted` numbers only."""
+        store = self._store
+        for number, group in enumerate(self._plan.groups):
+            low, high = 0, group.count
+            if wanted is not None:
+                low = bisect.bisect_left(group.numbers, wanted.start)
+                high = bisect.bisect_left(group.numbers, wanted.stop)
+            if low >= high:
+                continue
+            step = _batch(store, number, group, settings)
+            for first in range(low, high, step):
+                stop = min(first + step, high)
+                yield number, first, stop, self._source(number, group, first, stop)
+
+    def _source(self, number: int, group: BlockGroup, first: int, stop: int) -> Source:
+        store = self._store
+        if isinstance(store, Segment):
+            return _streamed(store.pairs(number, first, stop), store.snapshots_held, self._forgetting)
+        told = store.products(number, first, stop)
+        if told is not None:
+            return Products(**told._asdict(), elements=group.size)
+        return Vectors(**store.vectors(number, first, stop)._asdict())
+
+    def _by_number(self, values: Tensor) -> Tensor:
+        return values if self._order is None else values[self._order]
+
+    def _reported(self, told: Report) -> Report:
+        return told if self._order is None else told.take(self._order)
+
+
+def _batch(store: Window | Segment, number: int, group: BlockGroup, settings: OperatorSettings) -> int:
+    """Blocks of a group that are solved at once."""
+    if isinstance(store, Segment):
+        rows = columns = 2 * group.size
+    else:
+        columns = store.length
+        rows = store.length if store.is_dual(number) else group.size
+    rows *= settings.delays + 1
+    arrays = _ARRAYS + 4 * len(settings.candidates(columns))
+    return max(1, _SCRATCH_BYTES // (8 * rows * columns * arrays))
+
+
+def _streamed(pairs: SegmentPairs, snapshots: int, forgetting: float) -> Streamed:
+    """The back-test fits the first of the tail's pairs, too: it needs to know how fast the block was going then."""
+    tail = pairs.tail_vectors
+    return Streamed(
+        factor=absorb(pairs.factor, tail, forgetting),
+        earlier=absorb(pairs.factor, tail[:, :2], forgetting) if tail.shape[1] > 2 else None,
+        tail=tail,
+        last=pairs.last,
+        snapshots=snapshots,
+        snapshot_epsilon=pairs.snapshot_epsilon,
+    )
+
+
+def _by_number(plan: BlockPlan) -> Tensor | None:
+    """Positions, in the order of the groups, of the blocks by their numbers; None where that is the same."""
+    starts = [group.numbers[0] for group in plan.groups]
+    ends = [group.numbers[-1] for group in plan.groups]
+    if all(end < start for end, start in zip(ends, starts[1:], strict=False)):
+        return None
+    return torch.tensor(list(itertools.chain.from_iterable(group.numbers for group in plan.groups))).argsort()
+
+
+def _named(modes: Modes, ranks: Tensor) -> list[tuple[NamedMode, ...]]:
+    columns = zip(
+        modes.eigenvalues.tolist(),
+        modes.energies.tolist(),
+        modes.decay_strides.tolist(),
+        modes.residuals.tolist(),
+        strict=True,
+    )
+    return [
+        tuple(itertools.starmap(NamedMode, itertools.islice(zip(*block, strict=True), rank)))
+        for rank, block in zip(ranks.tolist(), columns, strict=True)
+    ]
