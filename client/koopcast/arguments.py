@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from koopcast.errors import ArgumentTypeError, ArgumentValueError
 from koopcast.operator import Operator
 
 __all__ = ["check_finite", "check_horizons", "check_operators", "check_whole", "loss_or_none"]
+
+_FARTHEST: Final = 2.0**53
+"""Beyond it, steps cannot be told apart in float64."""
 
 
 def check_whole(field: str, value: Any, least: int, most: int = 2**53) -> int:
@@ -42,15 +45,17 @@ def check_horizons(horizon: Any) -> list[float]:
     """One horizon, or a sequence of them, as a list.
 
     Raises:
-        ArgumentTypeError, ArgumentValueError: none, or one that is not finite and > 0.
+        ArgumentTypeError, ArgumentValueError: none, or one that is not > 0 and at most 2**53.
     """
     many = isinstance(horizon, Sequence) and not isinstance(horizon, str)
     numbers = [check_finite("horizon", value) for value in (horizon if many else [horizon])]
     if not numbers:
         raise ArgumentValueError("at least one horizon is needed", field="horizon")
     for number in numbers:
-        if number <= 0:
-            raise ArgumentValueError(f"horizon must be > 0 trainer steps, not {number}", field="horizon")
+        if not 0 < number <= _FARTHEST:
+            raise ArgumentValueError(
+                f"horizon must be > 0 and at most 2**53 trainer steps, not {number}", field="horizon"
+            )
     return numbers
 
 

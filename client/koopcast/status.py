@@ -88,8 +88,9 @@ class JobStatus:
         created: when the job was made.
         pushed: when the newest snapshot was accepted, None before the first.
         lease: who writes to it.
-        blocks: operators of the window as it is now; empty while it holds too few snapshots. At most 256 of them
-            unless asked otherwise: a node partition has a hundred thousand.
+        blocks: operators of the window as it is now, their errors predicted for the trusted horizon; empty while the
+            window holds too few snapshots. At most 256 of them unless asked otherwise: a node partition has a hundred
+            thousand.
         summary: all blocks together, those that `blocks` leaves out too; None while there is no operator.
         trusted_horizon_steps: trainer steps that the job is trusted to look ahead: more after accepted jumps, fewer
             after rejected ones.

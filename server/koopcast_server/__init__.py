@@ -3,8 +3,10 @@
 Rooms, and what each may know (arrows point downwards only)::
 
     __main__, service, embedding      a process: settings, start, drain
+    demo, plots                       what needs the extra demo: they use the public client only
     grpc_*, http_*                    decode, call, encode
     jobs, job, leases, uploads        lifecycle, leases, memory budget, the rules of segments and steps
-    engine, held_window               the only code that touches the device
-    koopman, koopcast.window          pure operators; the ring of snapshots
+    engine, held_window, solving      the only code that touches the device
+    telling                           users' words to the operators' numbers and back
+    koopman, koopcast.window          pure operators; where snapshots live
 """

@@ -45,6 +45,10 @@ _MOST_GROUPS: Final = 16_384
 """Batches of blocks: each costs a few calls a snapshot."""
 _MOST_WORK: Final = 1e12
 """Blocks times the cube of their size or their window: minutes on a few cores."""
+_SCRATCH_PER_SQUARE: Final = 256
+"""Bytes that decomposing one R factor takes, over the square of the block's size (`koopcast.window.segment`)."""
+_FREE_SCRATCH_BYTES: Final = 64 << 20
+"""Scratch that every window may take and no job is charged for."""
 _MASKED_AT_ONCE: Final = 1 << 20
 """Elements of a displacement that are masked at a time."""
 
@@ -81,10 +85,15 @@ class JobShape:
 
     @property
     def bytes_needed(self) -> int:
-        """Device memory of a job: the window, and one answer under way. Unit: bytes."""
+        """Device memory of a job: the window, one answer under way, and what large R factors need beside them.
+
+        Unit: bytes.
+        """
         operator, stored = self.operator, _DTYPES[self.layout.storage_dtype]
         if operator.window == "segment":
-            held = Segment.bytes_needed(self.plan, observable=operator.observable, snapshot_dtype=stored)
+            held: int = Segment.bytes_needed(self.plan, observable=operator.observable, snapshot_dtype=stored)
+            largest = max(group.size for group in self.plan.groups)
+            held += max(0, _SCRATCH_PER_SQUARE * largest**2 - _FREE_SCRATCH_BYTES)
         else:
             held = Window.bytes_needed(
                 self.plan,
@@ -226,18 +235,22 @@ class HeldWindow:
         ]
 
     def summary(self, horizon_steps: float) -> Summary | None:
-        """All blocks of the window as it is now, at that horizon; None while it holds too few snapshots."""
+        """All blocks of the window as it is now; None while it holds too few snapshots.
+
+        At that horizon, or as far as the back-test looks where that is nearer: farther on nothing was tested.
+        """
         if self.snapshots_held < self._operator.minimum_snapshots:
             return None
-        (answer,) = self.solve([self._operator], Question((horizon_steps,), 0.0, most_blocks=0))[0]
+        question = Question((self._tested(horizon_steps),), 0.0, most_blocks=0)
+        (answer,) = self.solve([self._operator], question)[0]
         return answer.summary
 
     def reports(self, horizon_steps: float, first: int, count: int) -> tuple[Block, ...]:
-        """Some blocks of the window as it is now, with their modes; empty while it holds too few snapshots."""
+        """Some blocks likewise, with their modes; empty while it holds too few snapshots."""
         wanted = range(self.block_count)[first : first + count]
         if self.snapshots_held < self._operator.minimum_snapshots or not wanted:
             return ()
-        strides = horizon_steps / self._shape.stride
+        strides = self._tested(horizon_steps) / self._shape.stride
         report, modes = self._solver.describe(settings_of(self._operator), strides, wanted)
         moves = (report.rank > 0) & ~(report.backtest_error >= 1.0) | self._operator.always_move
         return block_reports(self._shape.plan, self._shape.stride, wanted, report, moves, strides, modes)
@@ -259,6 +272,10 @@ class HeldWindow:
 
     def _empty(self) -> None:
         self._window.clear()
+
+    def _tested(self, horizon_steps: float) -> float:
+        """The horizon, or as far as the back-test looks where that is nearer."""
+        return min(horizon_steps, self._solver.tested_strides * self._shape.stride)
 
     def _answer(self, solved: Solved, steps: float, reach: float, strides: float, most_blocks: int) -> Answer:
         extrapolated = reach > solved.report.backtest_strides

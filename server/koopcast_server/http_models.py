@@ -135,13 +135,12 @@ class JobDetail(JobSummary):
     history: list[Answer] = Field(description="What earlier answers said, oldest first: the newest 512.")
 
     @classmethod
-    def with_blocks(cls, status: JobStatus, first: int = 0, count: int | None = None) -> Self:
-        """The model of a job's state, with `count` (None: all) of its blocks from the block number `first`."""
-        last = None if count is None else first + count
+    def with_blocks(cls, status: JobStatus) -> Self:
+        """The model of a job's state, with the blocks that it tells of."""
         summary = status.summary
         more = {
-            "blocks_total": len(status.blocks) if summary is None else summary.blocks,
-            "blocks": [BlockModel.of(block) for block in status.blocks[first:last]],
+            "blocks_total": 0 if summary is None else summary.blocks,
+            "blocks": [BlockModel.of(block) for block in status.blocks],
             "summary": None if summary is None else BlocksSummary.of(summary),
             "trusted_horizon_steps": status.trusted_horizon_steps,
             "history": [Answer.of(point) for point in status.history],

@@ -146,7 +146,8 @@ class BlockModel(Model):
         ge=0, description="Trainer steps the back-test looked ahead; beyond them its errors are extrapolated."
     )
     predicted_error: Measure = Field(
-        description="Predicted |predicted - true| / |true| of a displacement made now; null without a back-test."
+        description="Predicted |predicted - true| / |true| of a displacement made now, as far ahead as the job is "
+        "trusted; null without a back-test."
     )
     ridge: Measure = Field(description="Ridge in use; the back-tested one where there is a choice.")
     debias: str = Field(description="Correction for noise in use, likewise.")
@@ -182,7 +183,9 @@ class BlocksSummary(Model):
         description="Back-test error of all blocks together, weighted by how far each one moved."
     )
     backtest_error_linear: Measure = Field(description="The same for linear extrapolation.")
-    predicted_error: Measure = Field(description="Predicted relative error of the displacement.")
+    predicted_error: Measure = Field(
+        description="Predicted relative error, as far ahead as the job is trusted."
+    )
 
     @classmethod
     def of(cls, summary: Summary) -> Self:

@@ -28,6 +28,8 @@ __all__ = ["Job", "JobSpec", "difference"]
 
 _REMEMBERED_PREDICTIONS: Final = 1024
 _HISTORY: Final = 512
+_PAGES: Final = 8
+"""Pages of blocks kept for readers that poll."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,8 @@ class Job:
                 if self.closed:
                     return (), None
                 some = await engine.run(self.window.reports, self.trusted.steps, first, count)
-                self._reports.clear()  # one page is enough: readers poll the same one
+                if len(self._reports) >= _PAGES:
+                    self._reports.clear()
                 self._reports[first, count] = some
             return self._reports[first, count], self._summary
 

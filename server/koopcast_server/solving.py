@@ -110,6 +110,13 @@ class Solver:
         self._forgetting = forgetting
         self._order = _by_number(plan)
 
+    @property
+    def tested_strides(self) -> int:
+        """How far the back-test of a window as full as it is now looks ahead, at least 1."""
+        if isinstance(self._store, Segment):
+            return max(1, self._store.tail - 1)
+        return max(1, (self._store.snapshots_held - 1) // 3)
+
     def solve(self, settings: OperatorSettings, asked: Horizons) -> list[Solved]:
         """Predict all blocks, for each horizon.
 

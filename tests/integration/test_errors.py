@@ -204,12 +204,46 @@ def test_too_few_snapshots(client: koopcast.Client, job_name: str, job: koopcast
 
 
 @pytest.mark.parametrize(
-    "horizon", [0, -1, float("nan"), float("inf"), "10", None, True, [], [10, 0], [10, None]]
+    "horizon", [0, -1, float("nan"), float("inf"), 1e300, "10", True, [], [10, 0], [10, None]]
 )
 def test_bad_horizon(job: koopcast.Job, horizon: object) -> None:
     with pytest.raises(koopcast.InvalidArgument, match="horizon") as caught:
         job.predict_ahead(horizon)  # type: ignore[call-overload]  # what the test is about
     assert isinstance(caught.value, ValueError | TypeError)
+
+
+@pytest.mark.parametrize(
+    ("intervals", "from_clock", "words"),
+    [
+        ([1.0, 2.0], None, "2 clock_intervals for 1 horizons"),
+        ([0.0], None, "> 0"),
+        ([float("nan")], None, "finite"),
+        ([1.0], 100.0, "from_clock 100.0 lies before the last snapshot's, 110.0"),
+        ([1.0], float("inf"), "finite"),
+    ],
+)
+def test_bad_clocks(job: koopcast.Job, intervals: list[float], from_clock: float | None, words: str) -> None:
+    with pytest.raises(koopcast.InvalidArgument, match=words):
+        job.predict_ahead(10, clock_intervals=intervals, from_clock=from_clock)
+
+
+def test_a_clock_must_rise(client: koopcast.Client, job_name: str) -> None:
+    job = client.open_job(job_name, snapshot(0), stride=STRIDE)
+    job.push(0, snapshot(0), clock=1.0)
+    with pytest.raises(koopcast.InvalidArgument, match=r"clock must rise within a segment: 1.0 follows 1.0"):
+        job.push(STRIDE, snapshot(1), clock=1.0)
+    job.push(STRIDE, snapshot(1), clock=1.5)
+    assert job.snapshots_held == 2
+
+
+def test_a_clock_too_uneven_to_resample(client: koopcast.Client, job_name: str) -> None:
+    job = client.open_job(job_name, snapshot(0), stride=STRIDE)
+    for index in range(6):
+        job.push(STRIDE * index, snapshot(index), clock=1e6**index)
+    with pytest.raises(koopcast.FailedPrecondition, match="cannot be resampled") as caught:
+        job.predict_ahead(10, clock_intervals=[1.0])
+    assert caught.value.reason == "UNEVEN_CLOCK"
+    assert job.predict_ahead(10).base_step == 50
 
 
 def test_from_step_in_the_past(job: koopcast.Job) -> None:
@@ -434,7 +468,7 @@ def test_broken_uploads_cost_nothing(
     assert job.status().snapshots_held == 12
 
 
-@pytest.mark.parametrize("horizons", [[], [0.0], [-1.0], [float("nan")], [float("inf")], [1.0] * 65])
+@pytest.mark.parametrize("horizons", [[1e308], [0.0], [-1.0], [float("nan")], [float("inf")], [1.0] * 65])
 def test_the_service_checks_horizons_itself(
     service: RunningService, job: koopcast.Job, horizons: list[float]
 ) -> None:
@@ -451,13 +485,16 @@ def reserved_specs() -> Iterator[job_pb2.JobSpec]:
         return job_pb2.JobSpec(tensors=tensors, stride=1)
 
     for field, value in (
-        ("partition", 3),
-        ("rank_rule", 4),
-        ("debias", 2),
-        ("delays", 2),
-        ("forgetting", 0.5),
+        ("partition", 4),
+        ("partition", 99),
+        ("rank_rule", 99),
+        ("debias", 99),
+        ("delays", 65),
+        ("forgetting", 1.5),
         ("quasi_node_inputs", 7),
-        ("window", 65),
+        ("max_jump", -1.0),
+        ("mask_tolerance", float("inf")),
+        ("window", 1025),
         ("window", 1),
         ("ridge", -1.0),
         ("ridge", float("nan")),
@@ -515,7 +552,17 @@ def test_bad_targets(target: object, kind: type[Exception]) -> None:
     "settings",
     [
         {"window": 2},
-        {"window": 65},
+        {"window": 1025},
+        {"window": "all"},
+        {"window": 4, "delays": 2},
+        {"delays": 2, "window": "segment"},
+        {"partition": "quasi_node"},
+        {"quasi_node_inputs": 3},
+        {"forgetting": 0.0},
+        {"debias": "all"},
+        {"max_jump": 0.0},
+        {"mask_tolerance": -1.0},
+        {"always_move": 1},
         {"rank": 0},
         {"rank": "best"},
         {"energy": 0.0},

@@ -7,6 +7,7 @@ the vectors: `numpy.linalg.pinv` for least squares, `numpy.linalg.svd` for the m
 from __future__ import annotations
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -110,3 +111,47 @@ def linear_error(snapshots: Array, held_out: int) -> float:
     return float(
         min(np.linalg.norm(held_out * guess - true) for guess in (last, mean)) / np.linalg.norm(true)
     )
+
+
+def pair_factor(vectors: Array, forgetting: float = 1.0) -> Array:
+    """(2 s, 2 s): R of the rows ``[x_t, x_{t+1}]`` of a path (T, s), the newest of weight 1."""
+    pairs = np.hstack([vectors[:-1], vectors[1:]])
+    age = np.arange(len(pairs))[::-1, None]
+    factor = np.linalg.qr(pairs * forgetting ** (age / 2.0), mode="r")
+    square = np.zeros((pairs.shape[1], pairs.shape[1]))
+    square[: len(factor)] = factor
+    return square
+
+
+def stacked(vectors: Array, delays: int) -> Array:
+    """(T - delays, (delays + 1) s): each vector with those before it, the newest first (Hankel)."""
+    return np.hstack([vectors[delays - lag : len(vectors) - lag] for lag in range(delays + 1)])
+
+
+def weighted_operator(vectors: Array, forgetting: float) -> Array:
+    """(s, s): least squares from each row of a path to the next, each pair ρ times as heavy as the one after it."""
+    age = np.arange(len(vectors) - 1)[::-1]
+    weight = np.sqrt(forgetting**age)[:, None]
+    transposed, *_ = np.linalg.lstsq(vectors[:-1] * weight, vectors[1:] * weight, rcond=None)
+    return np.asarray(transposed.T)
+
+
+def forward_backward_operator(vectors: Array, rank: int) -> tuple[Array, Array]:
+    """POD modes (s, r) and the operator (r, r): Dawson et al. 2016 (Exp. Fluids 57), section 2.4.
+
+    Both operators stand in the POD basis of the inputs. The principal root is taken.
+    """
+    inputs, outputs = vectors[:-1].T, vectors[1:].T
+    modes = np.linalg.svd(inputs, full_matrices=False)[0][:, :rank]
+    before, after = modes.T @ inputs, modes.T @ outputs
+    forward, backward = after @ np.linalg.pinv(before), before @ np.linalg.pinv(after)
+    return modes, np.real(scipy.linalg.sqrtm(forward @ np.linalg.inv(backward)))
+
+
+def continued(operator: Array, start: Array, strides: float, observable: str) -> Array:
+    """How far any operator gets from `start` in any number of strides, by `scipy.linalg.logm` and `expm`."""
+    power = scipy.linalg.expm(strides * scipy.linalg.logm(operator))
+    eye = np.eye(len(operator))
+    if observable == "velocity":
+        return np.real(operator @ (power - eye) @ np.linalg.solve(operator - eye, start))
+    return np.real((power - eye) @ start)

@@ -19,10 +19,12 @@ from koopcast.operator import Operator
 from koopcast.prediction import Block, Mode, Summary
 from koopcast.status import HistoryPoint
 from koopcast_server import http_api
+from koopcast_server.engine import Engine
 from koopcast_server.http_guard import OPEN_PATHS, problem
 from koopcast_server.http_models import Health, JobDetail, JobList
 from koopcast_server.http_operator_models import BlockModel, OperatorModel
 from koopcast_server.identity import Identities
+from koopcast_server.job import Job
 from koopcast_server.jobs import Jobs
 from koopcast_server.metrics import Metrics
 from web import get, open_job, problem_of
@@ -104,8 +106,10 @@ def test_numbers_that_json_does_not_know_are_null(
 
 
 def _answer(blocks: tuple[Block, ...]) -> Callable[..., Any]:
-    async def reports(*_: object) -> tuple[Block, ...]:
-        return blocks
+    async def reports(
+        _job: Job, _engine: Engine, first: int, count: int
+    ) -> tuple[tuple[Block, ...], Summary]:
+        return blocks[first : first + count], Summary(len(blocks), 0, 0, 0.0, 1.0, 1.0, 1.0)
 
     return reports
 

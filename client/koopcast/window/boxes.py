@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from torch import Tensor
 from koopcast.blocks import BlockGroup, IndexedView, StridedView
 
 __all__ = ["Box", "StridedBox", "boxes_of"]
+
+_RUN: Final = 1024
+"""Few enough that their sum's own rounding is averaged away over the runs, enough that runs cost nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,11 @@ class Box(ABC):
         """How many it has."""
         return math.prod(self.shape)
 
+    @property
+    def is_one_block(self) -> bool:
+        """Whether all elements belong to the same block."""
+        return all(self.shape[axis] == 1 for axis in self.block_axes)
+
     def by_block(self, values: Tensor) -> Tensor:
         """(blocks of the group, k) -> (one axis a block dimension, k): a view of the box's own."""
         return values.view(*self.counts, values.shape[-1])[self.blocks]
@@ -64,8 +73,18 @@ class Box(ABC):
         return own.permute(0, *(1 + axes.index(axis) for axis in range(len(axes))))
 
     def sums(self, values: Tensor) -> Tensor:
-        """(k, *shape) -> (one axis a block dimension, k): sums over the elements of each block."""
-        sums = values.sum(dim=[1 + axis for axis in self.element_axes])
+        """(k, *shape) contiguous -> (one axis a block dimension, k) float64: sums over the elements of each block.
+
+        Narrower numbers are added up as they are in runs of neighbours, and the sums of runs in float64.
+        """
+        elements = [1 + axis for axis in self.element_axes]
+        if values.dtype == torch.float64 or values.dim() - 1 not in elements:
+            sums = values.sum(dim=elements).double()
+        else:
+            runs = self.shape[-1] // _RUN
+            even, rest = values[..., : runs * _RUN], values[..., runs * _RUN :]
+            short_sums = even.view(*values.shape[:-1], runs, _RUN).sum(dim=-1)
+            sums = short_sums.sum(dim=elements, dtype=torch.float64) + rest.sum(dim=elements)
         order = sorted(self.block_axes)
         return sums.permute(*(1 + order.index(axis) for axis in self.block_axes), 0)
 

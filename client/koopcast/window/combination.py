@@ -39,7 +39,7 @@ def combine_boxes(
     order = slots.order()
     used = max(order, default=-1) + 1
     described: tuple[object, ...] = ()
-    own, moves = torch.empty(0), False
+    own, moves, last = torch.empty(0), False, None
     for box in boxes:
         if (box.counts, box.blocks) != described:  # the boxes of a long block have the same one
             described = (box.counts, box.blocks)
@@ -49,26 +49,28 @@ def combine_boxes(
             own[..., order] = picked.to("cpu", slots.working)
             if last_coefficients is not None:
                 own[..., -1] = box.by_block(last_coefficients[:, None])[..., 0].to("cpu", slots.working)
-            moves = bool(own.any())
+            moves, last = bool(own.any()), slots.last if own[..., -1].any() else None
             own = own.to(out.device)
         if moves:
-            _combine_box(box, slots.velocities[:used], slots.last, own, out)
+            _combine_box(box, slots.velocities[:used], last, own, out)
         else:
             box.write(out, torch.zeros((), dtype=out.dtype, device=out.device).expand(box.shape))
 
 
-def _combine_box(box: Box, velocities: Tensor, last: Tensor, coefficients: Tensor, out: Tensor) -> None:
+def _combine_box(
+    box: Box, velocities: Tensor, last: Tensor | None, coefficients: Tensor, out: Tensor
+) -> None:
     dtype = coefficients.dtype
     factors = box.spread(coefficients)
     stored = box.of(velocities).to(dtype)
     target = _in_place(box, out, dtype)
-    if factors.numel() == len(factors):  # a single block: here the memory is the limit
+    if box.is_one_block:  # here the memory is the limit
         result = torch.mv(stored.flatten(1).t(), factors[:-1].flatten(), out=target).view(box.shape)
     elif box.block_axes == (0,) and box.element_axes == (1,) and box.shape[1] >= _RUN:
         result = torch.bmm(factors[:-1].permute(1, 2, 0), stored.transpose(0, 1)).squeeze(1)
     else:
         result = (stored * factors[:-1]).sum(dim=0)
-    if factors[-1].any():
+    if last is not None:
         result.addcmul_(box.of(last).to(dtype), factors[-1])
     if target is None or result.data_ptr() != target.data_ptr():
         box.write(out, result)

@@ -1,8 +1,9 @@
 """The Gram matrices of one group of blocks: a row with each new velocity.
 
-Products are summed box by box, and the sums of boxes in float64. Inside a box, long blocks are multiplied and summed
-in float32: by torch's `sum`, which adds up short sums. (The dot products of BLAS are one running sum a lane; once
-that is large, the many small terms of real gradients fall below its last digit. Measured, 65,536 elements: 2e-5.)
+Products are summed box by box, and the sums of boxes in float64. Inside a box, long blocks are multiplied in float32
+and summed in short runs by torch's `sum`, which adds up pairs. (The dot products of BLAS are one running sum a lane;
+once that is large, the many small terms of real gradients fall below its last digit. Measured on 65,536 elements, an
+error of 2e-5.)
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _FLOAT32_FROM: Final = 1 << 17
 """Blocks of so many elements have the products of their velocities rounded to float32.
 
 The roundings are as good as independent, so that their sum falls with the root of their number. Measured from here
-on: at most 5e-8 of |v_i| |v_j|, for numbers of one sign, of both, and of widely spread sizes; 3e-7 in the worst
-case, all elements alike. The rounding of the snapshots puts more into the differences, 6e-8 |w| / |v|, likewise
+on, of |v_i| |v_j|: at most 2e-8 for numbers of about one size, 6e-8 where few large ones make up the sum, 3e-7 in the
+worst case, all elements alike. The rounding of the snapshots puts more into the differences, 6e-8 |w| / |v|, likewise
 averaged. In shorter blocks there is less to average, and less to gain.
 """
 _MEAN_SQUARE: Final = 1e-30
@@ -83,8 +84,6 @@ class GroupGram:
         """
         self._rough = group.size >= _FLOAT32_FROM and dtype.itemsize <= 4 and not with_state
         self._smallest = _MEAN_SQUARE * group.size
-        limit = box_limit(rows + 1, torch.float32 if self._rough else torch.float64, device)
-        self.boxes: Sequence[Box] = list(boxes_of(group, limit))
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
@@ -92,6 +91,8 @@ class GroupGram:
         self.velocity_rows = zeros(group.count, rows, rows)
         self.weight_rows = zeros(2, group.count, rows if with_state else 0)
         self.weights_squared = zeros(2, group.count)
+        dtype = torch.float32 if self._rough else torch.float64
+        self.boxes: Sequence[Box] = list(boxes_of(group, box_limit(self._scratch_rows(rows), dtype, device)))
 
     @staticmethod
     def bytes_needed(group: BlockGroup, rows: int, *, with_state: bool) -> int:
@@ -109,35 +110,54 @@ class GroupGram:
         self.weight_rows[new.face] = 0.0
         self.weights_squared[new.face] = 0.0
 
-    def add(self, new: Incoming, box: Box, *, exact: bool = False) -> None:
+    def scratch_bytes(self, held: int) -> int:
+        """What `add` needs for so many velocities held. Unit: bytes."""
+        longest = max((box.elements for box in self.boxes), default=0)
+        return (4 if self._rough else 8) * longest * self._scratch_rows(held)
+
+    def add(self, new: Incoming, box: Box, scratch: Tensor) -> None:
         """Add the products of a box, whose new velocity is stored, to the row.
 
         Args:
             new: the snapshot.
             box: of `boxes`.
-            exact: in float64 in any case.
+            scratch: bytes, at least `scratch_bytes`.
         """
-        dtype = torch.float32 if self._rough and not exact else torch.float64
-        held = len(new.velocities)
-        weights, stored = box.of(new.weights).to(dtype), box.of(new.velocities)
-        products = torch.empty((held + 1, *box.shape), dtype=dtype, device=weights.device)
-        _multiply(stored, box.of(new.velocities[new.slot]) if held else weights, products[:held])
-        torch.mul(weights, weights, out=products[held])
-        sums = box.sums(products)
-        row = self.velocity_rows[:, new.slot, :held]
-        box.by_block(row).add_(sums[..., :held])
-        box.by_block(self.weights_squared[new.face, :, None]).add_(sums[..., held:])
-        if self.weight_rows.shape[-1]:
-            _multiply(stored, weights, products[:held])
-            box.by_block(self.weight_rows[new.face, :, :held]).add_(box.sums(products[:held]))
+        self._add(new, box, scratch.view(torch.float32 if self._rough else torch.float64))
 
     def finish(self, new: Incoming) -> None:
-        """After the last box: once more in float64, should float32's range not have been enough."""
+        """After the last box: all of it again in float64, should float32's range not have been enough."""
         if not self._rough or self._in_range(new):
             return
+        scratch = torch.empty(
+            2 * self.scratch_bytes(len(new.velocities)), dtype=torch.uint8, device=new.weights.device
+        )
         self.begin(new)
         for box in self.boxes:
-            self.add(new, box, exact=True)
+            self._add(new, box, scratch.view(torch.float64))
+
+    def _scratch_rows(self, held: int) -> int:
+        """The products, and where velocities are multiplied twice, they themselves in float64."""
+        return max(1, held) * (2 if self.weight_rows.shape[-1] else 1)
+
+    def _add(self, new: Incoming, box: Box, scratch: Tensor) -> None:
+        """Likewise, in the dtype of `scratch`."""
+        held, dtype, with_state = len(new.velocities), scratch.dtype, bool(self.weight_rows.shape[-1])
+        scratch = scratch[: self._scratch_rows(held) * box.elements].view(-1, *box.shape)
+        weights = box.of(new.weights).to(dtype)
+        squared = _products(box, weights[None], weights, scratch[:1])
+        box.by_block(self.weights_squared[new.face, :, None]).add_(squared)
+        if not held:
+            return
+        products, stored = scratch[:held], box.of(new.velocities)
+        if stored.dtype != dtype:
+            stored = (scratch[held:] if with_state else products).copy_(stored)
+        velocity = box.of(new.velocities[new.slot]).to(dtype)
+        row = box.by_block(self.velocity_rows[:, new.slot, :held])
+        row.add_(_products(box, stored, velocity, products))
+        if with_state:
+            row = box.by_block(self.weight_rows[new.face, :, :held])
+            row.add_(_products(box, stored, weights, products))
 
     def _in_range(self, new: Incoming) -> bool:
         """Whether no product of float32 numbers overflowed, and squares are so large that few underflowed."""
@@ -150,9 +170,11 @@ class GroupGram:
         return large and all(bool(row.isfinite().all()) for row in rows)
 
 
-def _multiply(stored: Tensor, factor: Tensor, out: Tensor) -> None:
-    """``out = stored * factor`` with both factors converted to the dtype of `out` first."""
-    if stored.dtype == out.dtype:
-        torch.mul(stored, factor.to(out.dtype), out=out)
-    else:
-        out.copy_(stored).mul_(factor.to(out.dtype))
+def _products(box: Box, rows: Tensor, factor: Tensor, scratch: Tensor) -> Tensor:
+    """(k, *shape), (*shape) -> (one axis a block dimension, k): products of each row with `factor`, block by block.
+
+    `scratch` is like the rows, or the rows themselves.
+    """
+    if box.is_one_block and rows.dtype == torch.float64:
+        return torch.mv(rows.flatten(1), factor.flatten()).view(*(1 for _ in box.counts), -1)
+    return box.sums(torch.mul(rows, factor, out=scratch))

@@ -63,7 +63,8 @@ class Window:
             length: weight snapshots to hold, at least 2.
             snapshot_dtype: of `last` and `spare`.
             window_dtype: of the stored velocities.
-            with_state: keep the products of velocities and weights too. Costs every `publish` more than half again.
+            with_state: keep the products of velocities and weights too. They are float64, and so are then all the
+                others: a `publish` of long blocks takes twice as long.
             device: a torch device.
 
         Raises:
@@ -102,8 +103,10 @@ class Window:
         """Bytes that such a window allocates and keeps; `publish` and `combine` need < 64 MiB more."""
         _check(plan, length, snapshot_dtype, window_dtype)
         rows = length - 1
-        per_element = rows * window_dtype.itemsize + 2 * snapshot_dtype.itemsize
-        return plan.elements * per_element + sum(
+        stored = Slots.bytes_needed(
+            plan.elements, rows, snapshot_dtype=snapshot_dtype, window_dtype=window_dtype
+        )
+        return stored + sum(
             GroupGram.bytes_needed(group, rows, with_state=with_state)
             for group in plan.groups
             if _is_dual(group, length)
@@ -143,6 +146,11 @@ class Window:
         slots = self._slots
         slot, held = slots.begin()
         new = Incoming(slots.velocities[:held], slot, slots.spare, 1 - slots.face)
+        scratch = torch.empty(
+            max((gram.scratch_bytes(held) for gram in self._grams if gram is not None), default=0),
+            dtype=torch.uint8,
+            device=self.device,
+        )
         for gram, boxes in zip(self._grams, self._boxes, strict=True):
             if gram is not None:
                 gram.begin(new)
@@ -150,7 +158,7 @@ class Window:
                 if held:
                     slots.store(box, slot)
                 if gram is not None:
-                    gram.add(new, box)
+                    gram.add(new, box, scratch)
             if gram is not None:
                 gram.finish(new)
         slots.finish(held)

@@ -81,6 +81,7 @@ class Segment:
         size: n, elements in a snapshot.
         block_count: B.
         device: where all of it lives.
+        tail: pairs that are kept apart from R.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Segment:
         self.device = torch.device(device)
         self._groups: tuple[BlockGroup, ...] = plan.groups
         self._lag = 1 if observable == "velocity" else 0  # the first vector needs so many snapshots before it
-        self._forgetting, self._tail = forgetting, tail
+        self._forgetting, self.tail = forgetting, tail
         self._period = _buffer(plan, snapshot_dtype)
         rows = _rows(plan, observable, snapshot_dtype, tail)
         self._ring = torch.zeros((rows, self.size), dtype=snapshot_dtype, device=self.device)
@@ -274,7 +275,7 @@ class Segment:
 
     def _ready(self) -> int:
         """Pairs that belong in R: all but the tail."""
-        return max(0, self._vector_count() - 1 - self._tail)
+        return max(0, self._vector_count() - 1 - self.tail)
 
     def _row(self, snapshot: int) -> int:
         return (self._first_row + snapshot) % len(self._ring)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 import torch
 
 from koopcast.window.boxes import Box, StridedBox
 
 __all__ = ["Slots"]
+
+_LINE: Final = 64
+"""Bytes in a line of the cache. Velocities start with one: what straddles two is read at half the speed."""
 
 
 class Slots:
@@ -42,16 +46,23 @@ class Slots:
             window_dtype: of the velocities.
             device: where.
         """
-        self.velocities = torch.empty((rows, size), dtype=window_dtype, device=device)
+        padded = torch.empty((rows, _padded(size, window_dtype)), dtype=window_dtype, device=device)
+        self.velocities = padded[:, :size]
         self.last = torch.empty(size, dtype=snapshot_dtype, device=device)
         self.spare = torch.empty_like(self.last)
         self.working = torch.promote_types(torch.promote_types(window_dtype, snapshot_dtype), torch.float32)
         self.clear()
 
+    @staticmethod
+    def bytes_needed(size: int, rows: int, *, snapshot_dtype: torch.dtype, window_dtype: torch.dtype) -> int:
+        """Bytes that stay allocated."""
+        velocities = rows * _padded(size, window_dtype) * window_dtype.itemsize
+        return velocities + 2 * size * snapshot_dtype.itemsize
+
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
-        return self.velocities.nbytes + self.last.nbytes + self.spare.nbytes
+        """Equals `bytes_needed`."""
+        return self.velocities.untyped_storage().nbytes() + self.last.nbytes + self.spare.nbytes
 
     def clear(self) -> None:
         """Hold nothing."""
@@ -104,3 +115,8 @@ class Slots:
         before_seam = min(self.count, rows - first)
         yield slice(first, first + before_seam)
         yield slice(0, self.count - before_seam)
+
+
+def _padded(size: int, dtype: torch.dtype) -> int:
+    line = _LINE // dtype.itemsize
+    return -(-size // line) * line

@@ -59,8 +59,13 @@ class Backtest:
     earlier: EarlierOperator | None
 
 
-def backtest(problem: Problem, candidates: Sequence[Candidate], settings: OperatorSettings) -> Backtest:
-    """Score the candidates on all folds; a fold of fewer held-out strides counts for these."""
+def backtest(
+    problem: Problem, candidates: Sequence[Candidate], settings: OperatorSettings, *, functions: bool
+) -> Backtest:
+    """Score the candidates on all folds; a fold of fewer held-out strides counts for these.
+
+    With `functions`, the oldest fold's operators come with what broken strides need.
+    """
     blocks = problem.usable.shape[0]
     if not problem.folds:
         nothing = problem.noise.new_full((blocks, 0), torch.nan)
@@ -69,7 +74,10 @@ def backtest(problem: Problem, candidates: Sequence[Candidate], settings: Operat
     wrong = problem.noise.new_zeros((len(candidates), blocks, strides))
     last, mean, moved, speed = (torch.zeros_like(wrong[0]) for _ in range(4))
     still = torch.ones_like(wrong, dtype=torch.bool)
-    operators = [_earlier(fold, problem, candidates, settings) for fold in problem.folds]
+    operators = [
+        _earlier(fold, problem, candidates, settings, functions=functions and fold is problem.folds[0])
+        for fold in problem.folds
+    ]
     for fold, earlier in zip(problem.folds, operators, strict=True):
         reach = fold.truth.shape[-1]
         predicted = _predicted(fold, earlier, settings)
@@ -94,10 +102,17 @@ def backtest(problem: Problem, candidates: Sequence[Candidate], settings: Operat
 
 
 def _earlier(
-    fold: Fold, problem: Problem, candidates: Sequence[Candidate], settings: OperatorSettings
+    fold: Fold,
+    problem: Problem,
+    candidates: Sequence[Candidate],
+    settings: OperatorSettings,
+    *,
+    functions: bool,
 ) -> EarlierOperator:
     fitted = fit(fold.pairs, problem, candidates, settings)
-    operator, spectrum, _ = decompose(fitted.operator.flatten(0, 1), stable=settings.stabilize)
+    operator, spectrum, _ = decompose(
+        fitted.operator.flatten(0, 1), stable=settings.stabilize, functions=functions
+    )
     return EarlierOperator(fitted, operator, spectrum)
 
 

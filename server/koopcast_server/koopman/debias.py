@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from koopcast_server.koopman.eigen import eigenpairs
+
 __all__ = ["forward_backward", "on_common_subspace"]
 
 _CONDITION = 1e8
@@ -60,7 +62,7 @@ def forward_backward(forward: Tensor, inputs: Tensor, outputs: Tensor, rank: Ten
     quotient = forward @ torch.linalg.inv(backward)
     finite = quotient.isfinite().all(-1).all(-1)
     quotient = torch.where(finite[..., None, None], quotient, 0.0)
-    values, vectors = torch.linalg.eig(quotient)
+    values, vectors = eigenpairs(quotient)
     separable = _condition(vectors) < _CONDITION
     vectors = torch.where(separable[..., None, None], vectors, eye.to(vectors.dtype))
     inverse = torch.linalg.inv(vectors)

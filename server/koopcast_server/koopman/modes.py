@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from koopcast_server.koopman.eigen import eigenpairs
 from koopcast_server.koopman.pairs import Pairs
 
 __all__ = ["Modes", "modes_of"]
@@ -45,7 +46,7 @@ def modes_of(pairs: Pairs, basis: Tensor, operator: Tensor, rank: Tensor) -> Mod
         operator: (B, r, r), before stabilisation.
         rank: (B,).
     """
-    values, vectors = torch.linalg.eig(operator)
+    values, vectors = eigenpairs(operator)
     order = values.abs().argsort(dim=-1, descending=True, stable=True)
     values = values.gather(-1, order)
     vectors = vectors.gather(-1, order[:, None, :].expand_as(vectors))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from koopcast_server.koopman.backtest import Backtest, backtest
 from koopcast_server.koopman.clock import Resampling
-from koopcast_server.koopman.confidence import at_stride, predicted_error
+from koopcast_server.koopman.confidence import at_stride, least_error, predicted_error
 from koopcast_server.koopman.modes import Modes, modes_of
 from koopcast_server.koopman.pairs import Problem, Streamed, from_streamed, from_trajectory
 from koopcast_server.koopman.propagate import advance
@@ -96,7 +96,8 @@ def predict(
         raise ValueError(f"horizons must be finite and > 0: {list(horizons)}")
     if not (math.isfinite(offset) and offset >= 0):
         raise ValueError(f"the offset must be finite and >= 0, not {offset}")
-    analysis = _analyse(_problem(source, settings, resampling), settings)
+    broken = any(not float(end).is_integer() for end in (offset, *(offset + tau for tau in horizons)))
+    analysis = _analyse(_problem(source, settings, resampling), settings, functions=broken)
     choices = torch.stack([_choice(analysis, offset + tau) for tau in horizons])
     now = _displacements(
         analysis, analysis.fitted, analysis.operator, analysis.spectrum, choices, horizons, offset
@@ -139,7 +140,8 @@ def report(
     Raises:
         TooFewSnapshotsError: as `predict`.
     """
-    analysis = _analyse(_problem(source, settings, resampling), settings)
+    functions = not float(strides).is_integer()
+    analysis = _analyse(_problem(source, settings, resampling), settings, functions=functions)
     choice = _choice(analysis, strides)
     choices = choice[None]
     now = _displacements(
@@ -168,20 +170,21 @@ def _problem(source: Source, settings: OperatorSettings, resampling: Resampling 
     return from_trajectory(make(source, settings.observable, resampling), settings)  # type: ignore[arg-type]  # one each
 
 
-def _analyse(problem: Problem, settings: OperatorSettings) -> _Analysis:
+def _analyse(problem: Problem, settings: OperatorSettings, *, functions: bool) -> _Analysis:
     folds = problem.folds
     most = min([fold.pairs.shape[1] for fold in folds] or [problem.pairs.shape[1]])
     candidates = settings.candidates(most)
     fitted = fit(problem.pairs, problem, candidates, settings)
-    operator, spectrum, before = decompose(fitted.operator.flatten(0, 1), stable=settings.stabilize)
-    tested = backtest(problem, candidates, settings)
+    operator, spectrum, before = decompose(
+        fitted.operator.flatten(0, 1), stable=settings.stabilize, functions=functions
+    )
+    tested = backtest(problem, candidates, settings, functions=functions)
     return _Analysis(problem, candidates, fitted, operator, spectrum, before, tested)
 
 
 def _choice(analysis: _Analysis, strides: float) -> Tensor:
-    """(B,) number of the candidate with the least back-test error at that horizon; the first of equals."""
-    errors = at_stride(analysis.tested.errors, strides)
-    return torch.where(errors.isnan(), torch.inf, errors).argmin(dim=0)
+    """(B,) number of the candidate that the back-test speaks for at that horizon."""
+    return least_error(analysis.tested.errors, analysis.candidates, strides)
 
 
 def _chosen(values: Tensor, choice: Tensor) -> Tensor:

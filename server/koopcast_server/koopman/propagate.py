@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from koopcast_server.koopman.settings import Observable
-from koopcast_server.koopman.spectrum import Spectrum
+from koopcast_server.koopman.spectrum import Functions, Spectrum
 
 __all__ = ["advance", "each_stride"]
 
@@ -30,7 +30,7 @@ def advance(
 
     Args:
         operator: (B, r, r).
-        spectrum: of that operator.
+        spectrum: of that operator, with eigenvectors unless all strides are whole.
         start: (B, r), amplitudes z₀ of the last vector.
         strides: T numbers >= 0, finite. Unit: strides.
         observable: which sum.
@@ -41,9 +41,12 @@ def advance(
     force = _force(operator, start, observable)
     whole = [math.floor(tau) for tau in strides]
     fraction = torch.tensor([tau - n for tau, n in zip(strides, whole, strict=True)], dtype=operator.dtype)
-    by_eigenvalues = _fraction(spectrum, start, fraction, observable)
-    by_interpolation = force[:, :, None] * fraction
-    first = torch.where(spectrum.trusted[:, None, None], by_eigenvalues, by_interpolation)
+    first = force[:, :, None] * fraction
+    if any(tau != n for tau, n in zip(strides, whole, strict=True)):
+        if spectrum.functions is None:
+            raise ValueError("broken strides need eigenvectors")
+        by_eigenvalues = _fraction(spectrum.values, spectrum.functions, start, fraction, observable)
+        first = torch.where(spectrum.functions.trusted[:, None, None], by_eigenvalues, first)
     return _repeat(operator, force, first, whole)
 
 
@@ -62,12 +65,14 @@ def _force(operator: Tensor, start: Tensor, observable: Observable) -> Tensor:
     return next_one if observable == "velocity" else next_one - start
 
 
-def _fraction(spectrum: Spectrum, start: Tensor, fraction: Tensor, observable: Observable) -> Tensor:
+def _fraction(
+    eigenvalues: Tensor, functions: Functions, start: Tensor, fraction: Tensor, observable: Observable
+) -> Tensor:
     """(B, r, T) s(f) for 0 <= f < 1: λ (λ^f - 1) / (λ - 1) of velocities, λ^f - 1 of weights.
 
     λ^f of a negative real λ is complex: the real part is taken.
     """
-    values = spectrum.values[:, :, None]
+    values = eigenvalues[:, :, None]
     beyond = values - 1.0
     near = beyond.abs() < _SERIES
     one = torch.ones_like(values)
@@ -77,8 +82,8 @@ def _fraction(spectrum: Spectrum, start: Tensor, fraction: Tensor, observable: O
     f = fraction
     series = f * (1 + (f - 1) / 2 * beyond * (1 + (f - 2) / 3 * beyond * (1 + (f - 3) / 4 * beyond)))
     factor = torch.where(near, series, quotient) * (values if observable == "velocity" else beyond)
-    amplitudes = spectrum.inverse @ start.to(spectrum.inverse.dtype)[:, :, None]
-    return (spectrum.vectors @ (factor * amplitudes)).real
+    amplitudes = functions.inverse @ start.to(functions.inverse.dtype)[:, :, None]
+    return (functions.vectors @ (factor * amplitudes)).real
 
 
 def _repeat(operator: Tensor, force: Tensor, first: Tensor, counts: Sequence[int]) -> Tensor:

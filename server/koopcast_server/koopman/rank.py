@@ -74,7 +74,7 @@ def gavish_donoho_rank(squared: Tensor, shape: tuple[int, int]) -> Tensor:
     short, long = sorted(shape)
     beta = short / long
     omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
-    singular = squared.sqrt()
+    singular = squared[:, :short].sqrt()  # coordinates may have an axis more than the matrix has rows: zeros
     missing = max(0, short - singular.shape[-1])
     everything = torch.cat([singular, singular.new_zeros((len(singular), missing))], dim=-1)
     median = everything.quantile(0.5, dim=-1)

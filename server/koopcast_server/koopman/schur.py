@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from koopcast_server.koopman.eigen import eigenpairs
+
 __all__ = ["schur"]
 
 
@@ -20,7 +22,7 @@ def schur(operator: Tensor) -> tuple[Tensor, Tensor]:
     triangular = operator.to(torch.complex128).clone()
     unitary = torch.eye(size, dtype=torch.complex128).expand(blocks, size, size).clone()
     for corner in range(size - 1):
-        _, vectors = torch.linalg.eig(triangular[:, corner:, corner:])
+        _, vectors = eigenpairs(triangular[:, corner:, corner:])
         reflection = _onto_first_axis(vectors[:, :, 0])
         triangular[:, corner:, :] = reflection @ triangular[:, corner:, :]
         triangular[:, :, corner:] = triangular[:, :, corner:] @ reflection

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from koopcast_server.koopman.eigen import eigenpairs, eigenvalues
 from koopcast_server.koopman.schur import schur
 
-__all__ = ["Spectrum", "decompose", "falling", "stabilize"]
+__all__ = ["Functions", "Spectrum", "decompose", "falling"]
 
 _STABILIZE_CONDITION = 1e4
 """Eigenvalues are moved one by one up to this condition number of the eigenvectors."""
@@ -25,69 +26,70 @@ _ON_THE_CIRCLE = 1.0 + 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Spectrum:
-    """Eigendecomposition of a batch, ``A = W diag(λ) W⁻¹``; where not `trusted`, W is the identity.
+class Functions:
+    """What functions of a batch of operators are taken through, ``A = W diag(λ) W⁻¹``.
 
     Attributes:
-        values: (B, r) complex128.
-        vectors: (B, r, r) complex128, columns.
+        vectors: (B, r, r) complex128, W, columns; the identity where not `trusted`.
         inverse: (B, r, r) complex128, W⁻¹.
-        trusted: (B,) bool, whether functions of the operator may be taken through it.
-        radius: (B,) float64, the largest modulus.
+        trusted: (B,) bool, whether functions of the operator may be taken through these.
     """
 
-    values: Tensor
     vectors: Tensor
     inverse: Tensor
     trusted: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """Eigenvalues of a batch of operators.
+
+    Attributes:
+        values: (B, r) complex128.
+        radius: (B,) float64, the largest modulus.
+        functions: the eigenvectors; None where they were not asked for.
+    """
+
+    values: Tensor
     radius: Tensor
+    functions: Functions | None
 
     def chosen(self, shape: tuple[int, int], choice: Tensor) -> Spectrum:
         """Of a batch of ``shape = (C, B)``: for each of B blocks that of one of C candidates, (B,)."""
         rows = choice * shape[1] + torch.arange(shape[1])
-        return Spectrum(
-            self.values[rows], self.vectors[rows], self.inverse[rows], self.trusted[rows], self.radius[rows]
-        )
+        some = self.functions
+        functions = some and Functions(some.vectors[rows], some.inverse[rows], some.trusted[rows])
+        return Spectrum(self.values[rows], self.radius[rows], functions)
 
 
-def decompose(operator: Tensor, *, stable: bool) -> tuple[Tensor, Spectrum, Spectrum]:
-    """Return the operator (made stable where asked), its spectrum, and the spectrum before that."""
-    if operator.shape[-1] == 1:
-        return _decompose_numbers(operator, stable=stable)
-    fitted, condition = _spectrum(operator)
-    if not stable:
-        return operator, fitted, fitted
-    return *stabilize(operator, fitted, separable=condition < _STABILIZE_CONDITION), fitted
-
-
-def stabilize(operator: Tensor, spectrum: Spectrum, *, separable: Tensor) -> tuple[Tensor, Spectrum]:
-    """Move eigenvalues outside the unit disc radially onto it.
+def decompose(operator: Tensor, *, stable: bool, functions: bool = True) -> tuple[Tensor, Spectrum, Spectrum]:
+    """Return the operator (made stable where asked), its spectrum, and the spectrum before that.
 
     Args:
         operator: (B, r, r).
-        spectrum: of the operator.
-        separable: (B,) bool; where False the eigenvalues are moved on the Schur form instead.
+        stable: move eigenvalues outside the unit disc radially onto it.
+        functions: find the eigenvectors too, four times the work.
     """
-    unstable = spectrum.radius > 1.0
-    values = spectrum.values / spectrum.values.abs().clamp(min=1.0)
-    moved = ((spectrum.vectors * values[:, None, :]) @ spectrum.inverse).real
-    one_by_one = unstable & separable
-    operator = torch.where(one_by_one[:, None, None], moved, operator)
-    values = torch.where(one_by_one[:, None], values, spectrum.values)
-    radius = torch.where(one_by_one, values.abs().amax(dim=-1), spectrum.radius)
-    found = Spectrum(values, spectrum.vectors, spectrum.inverse, spectrum.trusted, radius)
-    chosen = (unstable & ~separable).nonzero().squeeze(-1)
-    if not len(chosen):
-        return operator, found
-    operator = operator.index_copy(0, chosen, _through_schur(operator[chosen]))
-    again, _ = _spectrum(operator[chosen])
-    return operator, Spectrum(
-        found.values.index_copy(0, chosen, again.values),
-        found.vectors.index_copy(0, chosen, again.vectors),
-        found.inverse.index_copy(0, chosen, again.inverse),
-        found.trusted.index_copy(0, chosen, again.trusted),
-        found.radius.index_copy(0, chosen, again.radius),
-    )
+    if operator.shape[-1] == 1:
+        return _decompose_numbers(operator, stable=stable)
+    fitted = _whole(operator)[0] if functions else _eigenvalues(operator)
+    unstable = (fitted.radius > 1.0).nonzero().squeeze(-1)
+    if not stable or not len(unstable):
+        return operator, fitted, fitted
+    moved = _moved(operator[unstable])
+    operator = operator.index_copy(0, unstable, moved)
+    again = _whole(moved)[0] if functions else _eigenvalues(moved)
+    kept, new = fitted.functions, again.functions
+    mended = None
+    if kept is not None and new is not None:
+        mended = Functions(
+            kept.vectors.index_copy(0, unstable, new.vectors),
+            kept.inverse.index_copy(0, unstable, new.inverse),
+            kept.trusted.index_copy(0, unstable, new.trusted),
+        )
+    values = fitted.values.index_copy(0, unstable, again.values)
+    radius = fitted.radius.index_copy(0, unstable, again.radius)
+    return operator, Spectrum(values, radius, mended), fitted
 
 
 def falling(values: Tensor, rank: Tensor) -> Tensor:
@@ -98,15 +100,36 @@ def falling(values: Tensor, rank: Tensor) -> Tensor:
     return torch.where(padding, complex(torch.nan, torch.nan), ordered)
 
 
-def _spectrum(operator: Tensor) -> tuple[Spectrum, Tensor]:
-    """The spectrum, and the condition number of the eigenvectors."""
-    values, vectors = torch.linalg.eig(operator)
-    singular = torch.linalg.svdvals(vectors)
-    condition = singular[:, 0] / singular[:, -1]  # inf where singular
-    trusted = condition < _FUNCTION_CONDITION
-    vectors = torch.where(trusted[:, None, None], vectors, torch.eye(operator.shape[-1], dtype=vectors.dtype))
-    inverse = torch.linalg.inv(vectors)
-    return Spectrum(values, vectors, inverse, trusted, values.abs().amax(dim=-1)), condition
+def _eigenvalues(operator: Tensor) -> Spectrum:
+    values = eigenvalues(operator)
+    return Spectrum(values, values.abs().amax(dim=-1), None)
+
+
+def _whole(operator: Tensor) -> tuple[Spectrum, Tensor]:
+    """The spectrum with its functions, and the condition number of the eigenvectors (at most r times too large)."""
+    values, vectors = eigenpairs(operator)
+    inverse, failed = torch.linalg.inv_ex(vectors)
+    condition = torch.linalg.matrix_norm(vectors) * torch.linalg.matrix_norm(inverse)
+    condition = torch.where((failed == 0) & condition.isfinite(), condition, torch.inf)
+    trusted = (condition < _FUNCTION_CONDITION)[:, None, None]
+    eye = torch.eye(operator.shape[-1], dtype=vectors.dtype)
+    functions = Functions(
+        torch.where(trusted, vectors, eye), torch.where(trusted, inverse, eye), trusted[:, 0, 0]
+    )
+    return Spectrum(values, values.abs().amax(dim=-1), functions), condition
+
+
+def _moved(operator: Tensor) -> Tensor:
+    """Unstable operators with their eigenvalues on the unit circle: one by one, or on the Schur form."""
+    spectrum, condition = _whole(operator)
+    functions = spectrum.functions
+    values = spectrum.values / spectrum.values.abs().clamp(min=1.0)
+    separable = condition < _STABILIZE_CONDITION
+    moved = operator
+    if functions is not None:
+        moved = ((functions.vectors * values[:, None, :]) @ functions.inverse).real
+    others = (~separable).nonzero().squeeze(-1)
+    return moved.index_copy(0, others, _through_schur(operator[others])) if len(others) else moved
 
 
 def _through_schur(operator: Tensor) -> Tensor:
@@ -118,7 +141,7 @@ def _through_schur(operator: Tensor) -> Tensor:
     diagonal = triangular.diagonal(dim1=-2, dim2=-1)
     change = diagonal / diagonal.abs().clamp(min=1.0) - diagonal
     moved = (unitary @ (triangular + torch.diag_embed(change)) @ unitary.mH).real
-    radius = torch.linalg.eigvals(moved).abs().amax(dim=-1)
+    radius = eigenvalues(moved).abs().amax(dim=-1)
     return torch.where((radius > _ON_THE_CIRCLE)[:, None, None], moved / radius[:, None, None], moved)
 
 
@@ -128,7 +151,8 @@ def _decompose_numbers(operator: Tensor, *, stable: bool) -> tuple[Tensor, Spect
     trusted = torch.ones_like(operator[:, 0, 0], dtype=torch.bool)
 
     def of(numbers: Tensor) -> Spectrum:
-        return Spectrum(numbers[:, :, 0].to(one.dtype), one, one, trusted, numbers[:, 0, 0].abs())
+        functions = Functions(one, one, trusted)
+        return Spectrum(numbers[:, :, 0].to(one.dtype), numbers[:, 0, 0].abs(), functions)
 
     kept = operator.clamp(-1.0, 1.0) if stable else operator
     return kept, of(kept), of(operator)

@@ -39,7 +39,6 @@ class Products:
         last_squared: (B,), <w_last, w_last>.
         snapshot_epsilon: relative spacing of the numbers that snapshots were given in; 0: exact.
         window_epsilon: relative spacing of the numbers that velocities are stored in; 0: exact.
-        gram_epsilon: relative rounding of the products themselves, of |v_i| |v_j|.
         elements: weights in a block.
     """
 
@@ -48,7 +47,6 @@ class Products:
     last_squared: Tensor
     snapshot_epsilon: float = 0.0
     window_epsilon: float = 0.0
-    gram_epsilon: float = _EPSILON
     elements: int = 1 << 62
 
 
@@ -134,7 +132,7 @@ def from_products(
     usable = sound & (largest > 0)
     squared_scale = torch.where(usable, largest, 1.0)
     gram = gram / squared_scale[:, None, None]
-    rounding = 32.0 * gram.shape[-1] * max(products.gram_epsilon, _EPSILON)
+    rounding = 32.0 * gram.shape[-1] * _EPSILON
     singular, axes = _axes(gram, rounding)
     steps = singular[:, :, None] * axes.mT
     lift = axes * _inverse(singular)[:, None, :]

@@ -86,7 +86,7 @@ def _pages(ask: AskStatus, job: str, status: JobStatus) -> Iterator[tuple[int, J
 
 
 def _total(status: JobStatus) -> int:
-    return len(status.blocks) if status.summary is None else status.summary.blocks
+    return 0 if status.summary is None else status.summary.blocks
 
 
 def _refuse_without_operator(status: JobStatus) -> None:

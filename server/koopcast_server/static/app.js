@@ -85,9 +85,10 @@ const RULES = { backtest: "back-tested", "gavish-donoho": "by Gavish & Donoho" }
 
 // What differs from the defaults is told; so the text stays short.
 function operatorText(operator) {
-  const { observable, partition, quasi_node_inputs: inputs, rank, energy, ridge, debias, delays, forgetting } = operator;
+  const { observable, partition, quasi_node_inputs: inputs, rank, ridge, debias, delays, forgetting } = operator;
   const parts = [observable, `by ${partition.replace("_", "-")}${inputs ? ` of ${format.count(inputs)} inputs` : ""}`];
-  parts.push(rank === "energy" ? `energy ${energy}` : `rank ${RULES[rank] ?? rank}`, `ridge ${RULES[ridge] ?? format.measure(ridge)}`);
+  parts.push(rank === "energy" ? `energy ${operator.energy}` : `rank ${RULES[rank] ?? rank}`);
+  parts.push(`ridge ${RULES[ridge] ?? format.measure(ridge)}`);
   if (debias !== "none") parts.push(`debiasing ${RULES[debias] ?? `by ${debias}`}`);
   if (delays) parts.push(format.plural(delays, "delay"));
   if (forgetting < 1) parts.push(`forgetting ${forgetting}`);
@@ -120,9 +121,9 @@ function showFacts(job) {
     ["Snapshot", `${plural(job.parameters, "parameter")} in ${plural(job.tensors, "tensor")}`],
     ["Window and answers in", `${job.window_dtype} and ${job.wire_dtype}`],
     ["Received / sent", `${bytes(job.bytes_received)} / ${bytes(job.bytes_sent)}`],
-    ["Blocks that move", trustText(job)],
-    ["Predicted error", format.measure(job.summary?.predicted_error ?? null)],
     ["Trusted to look ahead", job.trusted_horizon_steps ? `${format.rounded(job.trusted_horizon_steps)} steps` : "–"],
+    ["Predicted error so far ahead", format.measure(job.summary?.predicted_error ?? null)],
+    ["Blocks that would move", trustText(job)],
     ["Predictions", job.predictions ? answered : "none"],
     ["Jumps", reported(job) ? outcomes : "none"],
     ["Writer", leaseText(job.lease)],

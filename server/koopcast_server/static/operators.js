@@ -34,7 +34,7 @@ export function showOperators(job) {
   const more = job.blocks_total - job.blocks.length;
   byId("blocks-hint").textContent =
     "Back-test and linear extrapolation: error on held-out snapshots; staying in place scores 1. Predicted: the " +
-    "error to expect of a prediction made now." +
+    "error to expect as far ahead as the job is trusted." +
     (more > 0 ? ` ${format.count(more)} more blocks are not shown.` : "");
   showModes(current, job.stride);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Classifier(nn.Sequential):
 
     def __init__(self, *widths: int) -> None:
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        for inputs, outputs in itertools.pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.Tanh()]
         super().__init__(*layers[:-1])
 
@@ -115,7 +116,9 @@ def _text() -> Tensor:
     return torch.tensor([numbers[character] for character in text])
 
 
-def _supervised(module: nn.Module, inputs: Tensor, loss: Callable[[Tensor, Tensor], Tensor], wanted: Tensor) -> Trained:
+def _supervised(
+    module: nn.Module, inputs: Tensor, loss: Callable[[Tensor, Tensor], Tensor], wanted: Tensor
+) -> Trained:
     def of(rows: Tensor | None) -> Tensor:
         if rows is None:
             return loss(module(inputs), wanted)
@@ -160,7 +163,7 @@ def oscillator() -> Trained:
 
 
 def characters() -> Trained:
-    """Next characters in a text of 14,000; a sample is a place in it."""
+    """Next characters in a text of 11,600; a sample is a place in it."""
     text = _text()
     module = _Characters(int(text.max()) + 1)
     steps = torch.arange(_CONTEXT + 1)

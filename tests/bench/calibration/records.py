@@ -34,6 +34,11 @@ class Record:
     squared: Tensor
     sizes: Tensor
 
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What it is made of, a row a tensor each."""
+        return self.grams, self.squared, self.sizes
+
 
 def default_cache() -> Path:
     """Where runs are kept: ``koopcast-bench`` in the user's cache directory."""
@@ -52,16 +57,12 @@ def recorded(name: str, seed: int, cache: Path) -> dict[str, Record]:
         partial = path.with_suffix(f".{os.getpid()}.part")
         try:
             plain, averaged = _trained(name, seed)
-            torch.save([_tensors(_record(plain)), _tensors(_record(averaged))], partial)
+            torch.save([_record(plain).parts, _record(averaged).parts], partial)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
     plain_tensors, averaged_tensors = torch.load(path, weights_only=True)
     return {"plain": Record(*plain_tensors), "averaged": Record(*averaged_tensors)}
-
-
-def _tensors(record: Record) -> list[Tensor]:
-    return [record.grams, record.squared, record.sizes]
 
 
 def _trained(name: str, seed: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -74,8 +75,7 @@ def _trained(name: str, seed: int) -> tuple[list[Tensor], list[Tensor]]:
         sums = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
         for _ in range(RECORD_STEPS):
             training.step()
-            for total, parameter in zip(sums, parameters, strict=True):
-                total += parameter
+            sums = [total + parameter for total, parameter in zip(sums, parameters, strict=True)]
         for path, means, parameter, total in zip(plain, averaged, parameters, sums, strict=True):
             path.append(parameter.flatten().clone())
             means.append((total.flatten() / RECORD_STEPS).float())

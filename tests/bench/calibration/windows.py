@@ -11,8 +11,10 @@ from torch import Tensor
 
 from koopcast_server.koopman import Products
 
-__all__ = ["AHEAD", "Windows", "windows_of"]
+__all__ = ["AHEAD", "LONGEST", "Windows", "windows_of"]
 
+LONGEST = 16
+"""Snapshots of the longest window."""
 AHEAD = 64
 """Strides that are known beyond each window."""
 
@@ -21,7 +23,7 @@ _EPSILON = torch.finfo(torch.float32).eps
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """B windows of M velocities.
+    """B windows of M velocities of one block.
 
     Attributes:
         products: of the windows, each one a block.
@@ -51,27 +53,26 @@ class Windows:
 
 
 def windows_of(record: Record, snapshots: int, stride: int, count: int, *, averaged: bool) -> Windows:
-    """Evenly spread windows of the whole network; windows of other lengths end at the same steps.
+    """Evenly spread windows of a whole network; windows of other lengths end at the same steps.
 
     Args:
-        record: of a run.
+        record: of a run; all its tensors are one block.
         snapshots: in a window, at most 16.
         stride: steps between these, 5 or 10.
         count: windows.
         averaged: the record holds means of five steps: with a stride of 10, take means of ten.
     """
-    moves = _strides(record, stride // RECORD_STEPS, averaged=averaged)
+    factor = stride // RECORD_STEPS
+    moves = _strides(record, factor, averaged=averaged)
     gram = moves @ record.grams.sum(0) @ moves.T
-    first, last = 15, len(moves) - AHEAD
-    ends = torch.linspace(first, last, count).round().long()
+    ends = torch.linspace(LONGEST - 1, len(moves) - AHEAD, count).round().long()
     places = ends[:, None] + torch.arange(1 - snapshots, AHEAD)
     grams = gram[places[:, :, None], places[:, None, :]]
     velocities = snapshots - 1
-    squared = record.squared.sum(0)[ends * (stride // RECORD_STEPS)]
     products = Products(
         grams[:, :velocities, :velocities].contiguous(),
-        torch.zeros_like(grams[:, :velocities, 0]),
-        squared,
+        torch.zeros_like(grams[:, :velocities, 0]),  # for the state observable only
+        record.squared.sum(0)[ends * factor],
         snapshot_epsilon=_EPSILON,
         window_epsilon=_EPSILON,
         elements=int(record.sizes.sum()),
@@ -82,10 +83,10 @@ def windows_of(record: Record, snapshots: int, stride: int, count: int, *, avera
 def _strides(record: Record, factor: int, *, averaged: bool) -> Tensor:
     """(K', K): moves from stride to stride as combinations of the recorded ones."""
     recorded = record.grams.shape[-1]
-    points = torch.tril(torch.ones(recorded + 1, recorded, dtype=torch.float64), -1)  # each from the first one
+    points = torch.tril(
+        torch.ones(recorded + 1, recorded, dtype=torch.float64), -1
+    )  # each from the first one
     if averaged:
-        usable = (recorded + 1) // factor * factor
-        points = points[:usable].reshape(-1, factor, recorded).mean(1)
-    else:
-        points = points[::factor]
-    return points.diff(dim=0)
+        whole = (recorded + 1) // factor * factor
+        return points[:whole].reshape(-1, factor, recorded).mean(1).diff(dim=0)
+    return points[::factor].diff(dim=0)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import classifier
 import numpy as np
-import oscillator
-import textbook
-from images import load_images
-from networks import Layout
 from numpy.typing import NDArray
-from oscillator import Recipe
-from predictors import Line, Predictor, Service, Snapshots, Stay, Textbook
-from scores import HEADER, Score, conditioning, row, score
-from timing import Cost, Stopwatch
-from trajectories import Span, recorded
+from paper import classifier, oscillator, textbook
+from paper.engines import koopcast_predictors
+from paper.images import load_images
+from paper.networks import Layout
+from paper.oscillator import Recipe
+from paper.predictors import Average, Line, Predictor, Snapshots, Stay, Textbook
+from paper.scores import HEADER, Score, conditioning, row, score
+from paper.timing import Cost, Stopwatch
+from paper.trajectories import Span, recorded
 
 import koopcast
 
@@ -25,29 +25,82 @@ __all__ = ["run_classifier", "run_oscillator"]
 
 _LONGEST_WIDE: Final = 1_000
 """Most snapshots for which operators of the classifier's whole layers (15,700 weights) are computed."""
+_PUSHED_WHOLE: Final = 1
+"""Networks whose every step is pushed to the service, for the paper's operators: it takes minutes for each."""
+
+
+@dataclass(slots=True)
+class Table:
+    """The scores of one table, by predictor; each list holds the networks in order.
+
+    Attributes:
+        layout: of the flat weights.
+        steps: how far ahead is predicted.
+        client: of the service; None: none is asked.
+        windows: those that are shown in the table of condition numbers.
+    """
+
+    layout: Layout
+    steps: int
+    client: koopcast.Client | None
+    windows: list[Snapshots] = field(default_factory=list)
+    _scores: dict[str, list[Score]] = field(default_factory=dict)
+    _formulas: dict[str, str] = field(default_factory=dict)
+
+    def add(self, run: Snapshots, loss_at: Callable[[NDArray[np.float64]], float], network: int) -> None:
+        """Score every predictor on one network's run, which ends `steps` rows after the window."""
+        window = run[: -self.steps]
+        start, true = window[-1].astype(np.float64), run[-1].astype(np.float64)
+        before, trained = loss_at(start), loss_at(true)
+        for predictor in self._predictors(len(window), network):
+            answer = predictor.predict(window, self.steps)
+            losses = (before, loss_at(answer.weights), trained)
+            scored = score(self.layout, answer, start, true, losses)
+            self._scores.setdefault(predictor.label, []).append(scored)
+            self._formulas[predictor.label] = predictor.formula
+
+    def show(self, title: str, plain: Cost) -> None:
+        """Print the table; `plain`: what `steps` optimizer steps of one network cost."""
+        print(f"\n### {title}, T = {self.steps:,}\n")
+        print(f"T steps of one network: {plain.wall:.3g} s ({plain.cpu:.3g} s of processor).\n\n{HEADER}")
+        for label, scores in self._scores.items():
+            print(row(label, scores, plain, self._scores.get(self._formulas[label], ())))
+        print(
+            "\n| operator | blocks | condition number, median and largest of the blocks | largest eigenvalue |"
+        )
+        print("|---|---|---|---|")
+        for partition in ("node", "quasi-node", "weight"):
+            blocks = textbook.partition_blocks(self.layout, partition)
+            found = [conditioning(window.astype(np.float64), blocks) for window in self.windows]
+            middle, largest, radius = np.median(found, axis=0)
+            print(
+                f"| paper, {partition} | {len(blocks):,} | {middle:.2g}, {largest:.2g} | {radius:.6f} |",
+                flush=True,
+            )
+
+    def _predictors(self, rows: int, network: int) -> Iterable[Predictor]:
+        wide = self.layout.size > _LONGEST_WIDE and rows > _LONGEST_WIDE
+        partitions = [name for name in textbook.PARTITIONS if not (wide and name in ("layer", "tensor"))]
+        yield from (Stay(), Average(2), Average(min(self.steps, rows)), Line())
+        yield from (Textbook(self.layout, name) for name in partitions)
+        yield from koopcast_predictors(
+            self.layout, self.client, rows, paper_through_service=network < _PUSHED_WHOLE
+        )
 
 
 def run_oscillator(
     recipe: Recipe, seeds: int, span: Span, cache: Path, client: koopcast.Client | None
 ) -> None:
     """Print the tables of the Hamiltonian networks that were trained in one way."""
-    run, steps, layout = recorded(recipe, seeds, span, cache), span.ahead, oscillator.LAYOUT
-    plain = _plain_oscillator_cost(recipe, steps)
-    windows = [np.ascontiguousarray(run[:-steps, seed]) for seed in range(seeds)]
-    print(
-        f"\n### Oscillator, {recipe.label}: {seeds} networks, t₁ = {span.first:,}, t₂ = {span.last:,}, T = {steps:,}\n\n"
-        f"T steps of one network: {plain.wall:.3g} s ({plain.cpu:.3g} s of processor).\n\n{HEADER}"
+    run, table = recorded(recipe, seeds, span, cache), Table(oscillator.LAYOUT, span.ahead, client)
+    for seed in range(seeds):
+        whole = np.ascontiguousarray(run[:, seed])
+        table.add(whole, lambda weights: float(oscillator.losses_at(weights[None])[0]), seed)
+        table.windows.append(whole[: -span.ahead])
+    plain = _plain_oscillator_cost(recipe, span.ahead)
+    table.show(
+        f"Oscillator, {recipe.label}: {seeds} networks, t₁ = {span.first:,}, t₂ = {span.last:,}", plain
     )
-    for predictor in _predictors(layout, client, len(windows[0])):
-        scores = []
-        for seed, window in enumerate(windows):
-            answer = predictor.predict(window, steps)
-            start, true = window[-1].astype(np.float64), run[-1, seed].astype(np.float64)
-            before, predicted, trained = oscillator.losses_at(np.stack((start, answer.weights, true)))
-            losses = (float(before), float(predicted), float(trained))
-            scores.append(score(layout, answer, start, true, losses))
-        print(row(predictor.label, scores, plain), flush=True)
-    _print_conditioning(layout, windows)
 
 
 def run_classifier(
@@ -58,10 +111,9 @@ def run_classifier(
     Every window ends at the same step, after `warm_epochs` epochs and the longest window; T is one epoch.
     """
     images, labels = load_images(dataset)
-    scores: dict[tuple[int, str], list[Score]] = {}
-    windows: dict[int, Snapshots] = {}
-    plain: list[Cost] = []
     steps, longest = classifier.epoch_steps(images), max(window_epochs)
+    tables = {epochs: Table(classifier.LAYOUT, steps, client) for epochs in window_epochs}
+    plain: list[Cost] = []
     for seed in range(seeds):
         training = classifier.Training(images, labels, seed)
         training.take(warm_epochs * steps)
@@ -69,47 +121,15 @@ def run_classifier(
         watch = Stopwatch()
         training.take(steps)
         plain.append(watch.lap())
-        for epochs in window_epochs:
+        for epochs, table in tables.items():
             part = run[(longest - epochs) * steps :]
-            windows.setdefault(epochs, part[:-steps])
-            for label, scored in _score_classifier(training, part, client).items():
-                scores.setdefault((epochs, label), []).append(scored)
-    cost = min(plain, key=lambda each: each.wall)
-    for epochs in window_epochs:
-        print(
-            f"\n### Classifier, {dataset}: {seeds} networks, window of {epochs} of {warm_epochs + longest} "
-            f"epochs, T = {steps:,}\n\nT steps of one network: {cost.wall:.3g} s ({cost.cpu:.3g} s of processor).\n\n{HEADER}"
+            table.add(part, training.loss_at, seed)
+            table.windows = table.windows or [part[:-steps]]
+    for epochs, table in tables.items():
+        title = (
+            f"Classifier, {dataset}: {seeds} networks, window of {epochs} of {warm_epochs + longest} epochs"
         )
-        for (window, label), table in scores.items():
-            if window == epochs:
-                print(row(label, table, cost), flush=True)
-        _print_conditioning(classifier.LAYOUT, [windows[epochs]])
-
-
-def _score_classifier(
-    training: classifier.Training, run: Snapshots, client: koopcast.Client | None
-) -> dict[str, Score]:
-    """Score every predictor on a run that ends an epoch after the window."""
-    steps, layout = classifier.epoch_steps(training.images), classifier.LAYOUT
-    window = run[:-steps]
-    start, true = window[-1].astype(np.float64), run[-1].astype(np.float64)
-    before, trained = training.loss_at(start), training.loss_at(true)
-    table = {}
-    for predictor in _predictors(layout, client, len(window)):
-        answer = predictor.predict(window, steps)
-        losses = (before, training.loss_at(answer.weights), trained)
-        table[predictor.label] = score(layout, answer, start, true, losses)
-    return table
-
-
-def _predictors(layout: Layout, client: koopcast.Client | None, rows: int) -> list[Predictor]:
-    """What is compared, for a window of so many rows."""
-    wide = layout.size > _LONGEST_WIDE and rows > _LONGEST_WIDE
-    partitions = [name for name in textbook.PARTITIONS if not (wide and name in ("layer", "tensor"))]
-    predictors: list[Predictor] = [Stay(), Line(), *(Textbook(layout, name) for name in partitions)]
-    if client is not None:
-        predictors.append(Service(client, layout, koopcast.Operator(), 12, "koopcast, default"))
-    return predictors
+        table.show(title, min(plain, key=lambda each: each.wall))
 
 
 def _plain_oscillator_cost(recipe: Recipe, steps: int) -> Cost:
@@ -122,17 +142,3 @@ def _plain_oscillator_cost(recipe: Recipe, steps: int) -> Cost:
         oscillator.train_steps(parameters, plain, steps)
         costs.append(watch.lap())
     return min(costs, key=lambda cost: cost.wall)
-
-
-def _print_conditioning(layout: Layout, windows: Sequence[NDArray[np.float32]]) -> None:
-    """Print how well the paper's operators are conditioned, medians over the windows."""
-    print("\n| operator | blocks | condition number, median and largest of the blocks | largest eigenvalue |")
-    print("|---|---|---|---|")
-    for partition in ("node", "quasi-node", "weight"):
-        blocks = textbook.partition_blocks(layout, partition)
-        found = [conditioning(window.astype(np.float64), blocks) for window in windows]
-        middle, largest, radius = np.median(found, axis=0)
-        print(
-            f"| paper, {partition} | {len(blocks):,} | {middle:.2g}, {largest:.2g} | {radius:.6f} |",
-            flush=True,
-        )

@@ -12,8 +12,8 @@ from typing import Final
 
 import numpy as np
 import torch
-from networks import Layout
 from numpy.typing import NDArray
+from paper.networks import Layout
 from torch import Tensor
 
 __all__ = ["LAYOUT", "Training", "epoch_steps"]

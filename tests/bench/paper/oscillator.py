@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from networks import Layout
 from numpy.typing import NDArray
+from paper.networks import Layout
 from torch import Tensor
 
 __all__ = [

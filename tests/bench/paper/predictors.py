@@ -1,4 +1,4 @@
-"""Everything that says where the weights will be: the paper's operators, koopcast, and two that know no operator."""
+"""What says where the weights will be: the paper's operators, and baselines that know no operator."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import textbook
-from networks import Layout
 from numpy.typing import NDArray
-from timing import Cost, Stopwatch
+from paper import textbook
+from paper.networks import Layout
+from paper.timing import Cost, Stopwatch
 
-import koopcast
-
-__all__ = ["Answer", "Line", "Predictor", "Service", "Stay", "Textbook"]
+__all__ = ["Answer", "Average", "Line", "Predictor", "Snapshots", "Stay", "Textbook"]
 
 Array = NDArray[np.float64]
 Snapshots = NDArray[np.float32]
@@ -41,6 +39,10 @@ class Predictor(Protocol):
     def label(self) -> str:
         """What the table calls it."""
 
+    @property
+    def formula(self) -> str:
+        """Label of the paper's operators that it should agree with; empty: none."""
+
     def predict(self, window: Snapshots, steps: int) -> Answer:
         """Weights `steps` optimizer steps after the last row of (snapshots, size), one row for every step."""
 
@@ -50,6 +52,7 @@ class Stay:
     """Persistence: the weights stay where they are."""
 
     label: str = "weights stay"
+    formula: str = ""
 
     def predict(self, window: Snapshots, steps: int) -> Answer:
         """Return the last row."""
@@ -61,6 +64,7 @@ class Line:
     """Linear extrapolation: the displacement of the last `steps` steps (or of the whole window) once more."""
 
     label: str = "line through the last T steps"
+    formula: str = ""
 
     def predict(self, window: Snapshots, steps: int) -> Answer:
         """Return the last row plus `steps` times the mean velocity."""
@@ -72,12 +76,31 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class Average:
+    """The mean of the last snapshots: it looks nowhere ahead, but oscillation and noise average out."""
+
+    snapshots: int
+    formula: str = ""
+
+    @property
+    def label(self) -> str:
+        """How many."""
+        return f"mean of the last {self.snapshots:,}"
+
+    def predict(self, window: Snapshots, steps: int) -> Answer:
+        """Return the mean."""
+        watch = Stopwatch()
+        return Answer(window[-self.snapshots :].mean(axis=0, dtype=np.float64), watch.lap())
+
+
+@dataclass(frozen=True, slots=True)
 class Textbook:
     """The paper's operators of one partition (`textbook`), in float64 from float32 weights."""
 
     layout: Layout
     partition: str
     quasi_inputs: int = 5
+    formula: str = ""
 
     @property
     def label(self) -> str:
@@ -91,37 +114,3 @@ class Textbook:
         watch = Stopwatch()
         weights = textbook.predict(window.astype(np.float64), blocks, steps)
         return Answer(weights, watch.lap())
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """koopcast, through a real service: `snapshots` of them, evenly spaced over the window, pushed one by one."""
-
-    client: koopcast.Client
-    layout: Layout
-    operator: koopcast.Operator
-    snapshots: int
-    label: str
-
-    def predict(self, window: Snapshots, steps: int) -> Answer:
-        """Open a job, push, ask, close."""
-        stride = (len(window) - 1) // (self.snapshots - 1)
-        first = len(window) - 1 - stride * (self.snapshots - 1)
-        rows = range(first, len(window), stride)
-        with self.client.open_job(
-            "paper", self._named(window[-1]), stride=stride, operator=self.operator
-        ) as job:
-            watch = Stopwatch()
-            for row in rows:
-                job.push(row, self._named(window[row]))
-            pushes = watch.lap()
-            prediction = job.predict_ahead(steps)
-            asking = watch.lap()
-        displacement = np.concatenate([array.ravel() for array in prediction.displacement.values()])
-        return Answer(window[-1] + displacement.astype(np.float64), asking, pushes)
-
-    def _named(self, flat: Snapshots) -> dict[str, Snapshots]:
-        shapes = self.layout.shapes
-        ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
-        parts = np.split(flat, ends[:-1])
-        return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

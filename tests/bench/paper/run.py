@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from pathlib import Path
 
 import torch
-from cases import run_classifier, run_oscillator
-from images import DATASETS
-from oscillator import OPTIMIZERS, Recipe
-from trajectories import Span, default_cache
 
 import koopcast
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where this package lies: it is not installed
+
+from paper.cases import run_classifier, run_oscillator
+from paper.images import DATASETS
+from paper.oscillator import OPTIMIZERS, Recipe
+from paper.trajectories import Span, default_cache
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import textbook
-from networks import Layout
 from numpy.typing import NDArray
-from predictors import Answer
-from timing import Cost
+from paper import textbook
+from paper.networks import Layout
+from paper.predictors import Answer
+from paper.timing import Cost
 
 __all__ = ["HEADER", "Score", "conditioning", "row", "score"]
 
@@ -21,9 +21,9 @@ _BEST_SHARE: Final = 11 / 25
 """The networks that enter the figure of the authors' published example: the 11 best of 25."""
 
 HEADER: Final = (
-    "| operator | error / distance moved: median (quartiles) | the authors' measure: all / their best 44 % | "
-    "loss, median: t₂ → predicted (trained) | raised the loss | below training | seconds, wall (CPU) | T steps / that |\n"
-    "|---|---|---|---|---|---|---|---|"
+    "| predicted by | error / distance moved: median (quartiles) | the authors' measure: all / their best 44 % | "
+    "loss, median: t₂ → predicted (trained) | raised the loss | below training | seconds, wall (CPU) | T steps / that | differs from U^T w |\n"
+    "|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -34,6 +34,7 @@ class Score:
     Attributes:
         errors: |predicted - true| of every weight (size).
         distances: |true - w(t₂)| of every weight (size).
+        start: w(t₂) (size).
         mean_error: mean over the layers of their mean error: what the authors' example ranks networks by.
         loss_before: at t₂.
         loss_predicted: at the predicted weights; not finite where those are not.
@@ -43,6 +44,7 @@ class Score:
 
     errors: Array
     distances: Array
+    start: Array
     mean_error: float
     loss_before: float
     loss_predicted: float
@@ -78,11 +80,18 @@ def score(
         mean_error = float(np.mean([errors[layer].mean() for layer in layers]))
     errors = np.where(np.isfinite(errors), errors, np.inf)
     mean_error = mean_error if np.isfinite(mean_error) else np.inf
-    return Score(errors, np.abs(true - start), mean_error, *losses, answer)
+    return Score(errors, np.abs(true - start), start, mean_error, *losses, answer)
 
 
-def row(label: str, scores: Sequence[Score], plain: Cost) -> str:
-    """One row of the table; `plain`: what T optimizer steps of one network cost."""
+def row(label: str, scores: Sequence[Score], plain: Cost, formula: Sequence[Score] = ()) -> str:
+    """One row of the table.
+
+    Args:
+        label: what predicted.
+        scores: of the networks, in order.
+        plain: what T optimizer steps of one network cost.
+        formula: the paper's own prediction of the same networks, to compare with.
+    """
     quartiles = _quantiles([each.relative_error for each in scores])
     before, predicted, trained = (
         _quantiles([getattr(each, name) for each in scores])[1]
@@ -100,6 +109,9 @@ def row(label: str, scores: Sequence[Score], plain: Cost) -> str:
         f"{sum(each.beats_training for each in scores)} of {len(scores)}",
         _seconds(cost) + (f" + {_seconds(_median_cost(pushes))} for the pushes" if pushes else ""),
         f"{plain.wall / cost.wall:.3g} ({plain.cpu / cost.cpu:.3g})" if cost.wall and cost.cpu else "",
+        _number(float(np.median([_apart(*pair) for pair in zip(scores, formula, strict=False)])))
+        if formula
+        else "",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -110,6 +122,15 @@ def conditioning(window: Array, blocks: list[NDArray[np.intp]]) -> tuple[float, 
     conditions = [operator.condition for operator in operators if operator.rank]
     radius = max(operator.spectral_radius() for operator in operators)
     return float(np.median(conditions)), max(conditions), radius
+
+
+def _apart(ours: Score, theirs: Score) -> float:
+    """Distance between two predictions over the displacement of the second; infinite where one overflowed."""
+    if not (np.isfinite(ours.answer.weights).all() and np.isfinite(theirs.answer.weights).all()):
+        return np.inf
+    with np.errstate(over="ignore"):
+        difference = np.linalg.norm(ours.answer.weights - theirs.answer.weights)
+        return float(difference / np.linalg.norm(theirs.answer.weights - theirs.start))
 
 
 def _error_to_growth(scores: Sequence[Score]) -> float:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
-import classifier
 import numpy as np
-import oscillator
 import pytest
-import textbook
 import torch
-from images import FASHION_VARIABLE, ImagesMissing, load_images
-from networks import Layout
 from numpy.typing import NDArray
-from predictors import Answer, Line, Stay, Textbook
-from scores import row, score
-from timing import Cost
-from trajectories import Span, recorded
+from paper import classifier, oscillator, textbook
+from paper.engines import Sampling, koopcast_predictors
+from paper.images import FASHION_VARIABLE, ImagesMissing, load_images
+from paper.networks import Layout
+from paper.predictors import Answer, Average, Line, Stay, Textbook
+from paper.scores import row, score
+from paper.timing import Cost
+from paper.trajectories import Span, recorded
+
+import koopcast
 
 Array = NDArray[np.float64]
 SMALL = Layout((7, 3, 2))
@@ -145,15 +146,52 @@ def test_a_line_is_carried_on_and_persistence_stays() -> None:
     window = np.linspace(0.0, 1.0, 11, dtype=np.float32)[:, None] * np.ones(SMALL.size, np.float32)
     np.testing.assert_allclose(Line().predict(window, 5).weights, 1.5, rtol=1e-6)
     np.testing.assert_allclose(Line().predict(window, 50).weights, 6.0, rtol=1e-6)
+    np.testing.assert_allclose(Average(3).predict(window, 5).weights, 0.9, rtol=1e-6)
     np.testing.assert_array_equal(Stay().predict(window, 5).weights, window[-1])
     assert Textbook(SMALL, "weight").predict(window, 1).cost.wall > 0.0
+
+
+def test_the_preset_agrees_with_the_papers_formula_with_a_service_and_without() -> None:
+    span, layout = Span(0, 100, 10), oscillator.LAYOUT
+    parameters = oscillator.initial_parameters(range(1))
+    optimizer = oscillator.Recipe("adagrad").optimizer(parameters)
+    rows = []
+    for _ in range(span.last + 1):
+        rows.append(torch.cat([part.detach().flatten() for part in parameters]).numpy())
+        oscillator.train_steps(parameters, optimizer, 1)
+    window = np.stack(rows)
+    with koopcast.connect() as client:
+        predictors = koopcast_predictors(layout, client, len(window), paper_through_service=True)
+        answers = {each.label: each.predict(window, span.ahead).weights for each in predictors}
+    formula = {name: Textbook(layout, name) for name in ("quasi-node", "weight", "tensor")}
+    for ours, theirs in (("quasi-nodes of 5", "quasi-node"), ("weights", "weight")):
+        true = formula[theirs].predict(window, span.ahead).weights
+        moved = np.linalg.norm(true - window[-1])
+        for how in ("service", "functions alone"):
+            assert np.linalg.norm(answers[f"koopcast, {ours}, {how}"] - true) < 1e-4 * moved
+    assert len(answers) == 10
+    for name in ("default", "preset", "tensors"):
+        alone, served = (answers[f"koopcast, {name}, {how}"] for how in ("functions alone", "service"))
+        np.testing.assert_array_equal(alone, served)
+
+
+@pytest.mark.parametrize(
+    ("rows", "snapshots", "chosen"), [(10_001, 12, (1, 909)), (5, 5, (0, 1)), (4, 9, (0, 1))]
+)
+def test_snapshots_are_evenly_spaced_and_end_with_the_last(
+    rows: int, snapshots: int, chosen: tuple[int, int]
+) -> None:
+    numbers = Sampling(rows, snapshots).chosen
+    assert (numbers[0], numbers[1] - numbers[0]) == chosen
+    assert numbers[-1] == rows - 1
+    assert len(numbers) == min(rows, snapshots)
 
 
 def scored(weights: Array, losses: tuple[float, float, float]) -> tuple[float, bool, bool, str]:
     start, true = np.zeros(SMALL.size), np.ones(SMALL.size)
     answer = Answer(weights, Cost(1.0, 0.5), Cost(0.2, 0.1))
     result = score(SMALL, answer, start, true, losses)
-    table = row("x", [result, result], Cost(10.0, 10.0))
+    table = row("x", [result, result], Cost(10.0, 10.0), [result])
     return result.relative_error, result.raised, result.beats_training, table
 
 
@@ -163,7 +201,7 @@ def test_scores_are_relative_to_the_distance_moved() -> None:
     assert (raised, beats) == (False, False)
     assert table == (
         "| x | 0.25 (0.25 … 0.25) | 0.25 / 0.25 | 3 → 2 (1) | 0 of 2 | 0 of 2 "
-        "| 1 (0.5) + 0.2 (0.1) for the pushes | 10 (20) |"
+        "| 1 (0.5) + 0.2 (0.1) for the pushes | 10 (20) | 0 |"
     )
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 import numpy as np
-from networks import Layout
 from numpy.typing import NDArray
+from paper.networks import Layout
 
 __all__ = ["PARTITIONS", "BlockOperator", "partition_blocks", "predict"]
 

@@ -95,7 +95,8 @@ def test_the_limit_at_one_is_smooth(delta: float, fraction: float) -> None:
 def test_near_defective_operators_interpolate_between_whole_strides() -> None:
     matrix = torch.tensor([[[0.9, 1.0, 0.0], [0.0, 0.9, 0.0], [0.0, 0.0, 0.5]]], dtype=torch.float64)
     _, spectrum, _ = decompose(matrix, stable=True)
-    assert not spectrum.trusted.any()
+    assert spectrum.functions is not None
+    assert not spectrum.functions.trusted.any()
     for observable in ("velocity", "state"):
         found = go(matrix, [4, 4.25, 5], observable)[0]
         torch.testing.assert_close(found[:, 1], 0.75 * found[:, 0] + 0.25 * found[:, 2])

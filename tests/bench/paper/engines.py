@@ -1,0 +1,167 @@
+"""koopcast's own predictions, through a real service and without one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import torch
+from paper.networks import Layout
+from paper.predictors import Answer, Predictor, Snapshots
+from paper.timing import Stopwatch
+
+import koopcast
+from koopcast import wire
+from koopcast_server.held_window import HeldWindow, JobShape, Question
+
+__all__ = ["Direct", "Sampling", "Service", "koopcast_predictors"]
+
+_PATIENCE_SECONDS: Final = 600.0
+"""How long an answer may take: nodes of 785 weights take longer than the usual deadline."""
+_LONGEST_WINDOW: Final = 1_024
+"""Most snapshots of a window that slides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Which rows of a window of every step are pushed: so many, evenly spaced, the last one among them.
+
+    Attributes:
+        rows: rows that the window has.
+        snapshots: how many are wanted.
+    """
+
+    rows: int
+    snapshots: int
+
+    @property
+    def stride(self) -> int:
+        """Steps from one to the next."""
+        return max(1, (self.rows - 1) // (self.snapshots - 1))
+
+    @property
+    def chosen(self) -> range:
+        """Their row numbers."""
+        count = min(self.snapshots, self.rows)
+        return range(self.rows - 1 - self.stride * (count - 1), self.rows, self.stride)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """koopcast through a real service: snapshots are pushed one by one, then `predict_ahead` is asked.
+
+    Attributes:
+        client: of the service.
+        layout: of the flat weights.
+        operator: the job's.
+        name: what the table calls it.
+        snapshots: most snapshots that are pushed.
+        formula: label of the paper's operators that it should agree with.
+    """
+
+    client: koopcast.Client
+    layout: Layout
+    operator: koopcast.Operator
+    name: str
+    snapshots: int
+    formula: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name, and that there is a service."""
+        return f"koopcast, {self.name}, service"
+
+    def predict(self, window: Snapshots, steps: int) -> Answer:
+        """Open a job, push, ask, close."""
+        sampling = Sampling(len(window), self.snapshots)
+        tensors = _named(self.layout, window[-1])
+        with self.client.open_job("paper", tensors, stride=sampling.stride, operator=self.operator) as job:
+            watch = Stopwatch()
+            for row in sampling.chosen:
+                job.push(row, _named(self.layout, window[row]))
+            pushes = watch.lap()
+            prediction = job.predict_ahead(steps, timeout_seconds=_PATIENCE_SECONDS)
+            asking = watch.lap()
+        displacement = np.concatenate([array.ravel() for array in prediction.displacement.values()])
+        return Answer(window[-1] + displacement.astype(np.float64), asking, pushes)
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """The same window and operators in this thread: no service, no network. Attributes as `Service` has them."""
+
+    layout: Layout
+    operator: koopcast.Operator
+    name: str
+    snapshots: int
+    formula: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name, and that there is no service."""
+        return f"koopcast, {self.name}, functions alone"
+
+    def predict(self, window: Snapshots, steps: int) -> Answer:
+        """Fill a window, solve, combine."""
+        sampling = Sampling(len(window), self.snapshots)
+        specs = {name: wire.TensorSpec("float32", shape) for name, shape in self.layout.shapes.items()}
+        shape = JobShape.of(wire.Layout(specs), self.operator, sampling.stride, "float32")
+        held = HeldWindow(shape, torch.device("cpu"))
+        watch = Stopwatch()
+        for row in sampling.chosen:
+            data = window[row].tobytes()
+            held.land(0, data, wire.checksum(data))
+            held.publish(starts_segment=row == sampling.chosen.start)
+        pushes = watch.lap()
+        answer = held.solve([self.operator], Question((float(steps),), 0.0))[0][0]
+        displacement = held.displacement(answer).numpy()
+        return Answer(window[-1] + displacement.astype(np.float64), watch.lap(), pushes)
+
+
+def koopcast_predictors(
+    layout: Layout, client: koopcast.Client | None, rows: int, *, paper_through_service: bool
+) -> list[Predictor]:
+    """The default operator; and the paper's, as the preset has them.
+
+    A whole tensor of the classifier is too large to accumulate, so tensors have a window of at most 1,024 snapshots.
+
+    Args:
+        layout: of the flat weights.
+        client: of a service; None: without one.
+        rows: of the window.
+        paper_through_service: push all of its steps to the service as well, which takes its time.
+    """
+    paper = koopcast.Operator.preset("dogra-redman")
+    longest = min(rows, _LONGEST_WINDOW)
+    known = [
+        ("default", koopcast.Operator(), koopcast.Operator().snapshots_wanted, ""),
+        ("preset", paper, rows, "paper, node"),
+        (
+            "quasi-nodes of 5",
+            replace(paper, partition="quasi_node", quasi_node_inputs=5),
+            rows,
+            "paper, quasi-node of 5",
+        ),
+        ("weights", replace(paper, partition="weight"), rows, "paper, weight"),
+        (
+            "tensors",
+            replace(paper, partition="tensor", window=longest),
+            longest,
+            "paper, tensor" if longest == rows else "",
+        ),
+    ]
+    predictors: list[Predictor] = []
+    for name, operator, snapshots, formula in known:
+        predictors.append(Direct(layout, operator, name, snapshots, formula))
+        if client is not None and (paper_through_service or name == "default"):
+            predictors.append(Service(client, layout, operator, name, snapshots, formula))
+    return predictors
+
+
+def _named(layout: Layout, flat: Snapshots) -> dict[str, Snapshots]:
+    ends = np.cumsum([int(np.prod(shape)) for shape in layout.shapes.values()])
+    parts = np.split(flat, ends[:-1])
+    return {
+        name: part.reshape(shape) for (name, shape), part in zip(layout.shapes.items(), parts, strict=True)
+    }
