@@ -157,7 +157,7 @@ class HeldWindow:
         self._operator = shape.operator
         self._dtype = shape.layout.storage_dtype
         self._window = _store(shape, device)
-        self._solver = Solver(self._window, shape.plan, shape.operator.forgetting)
+        self._solver = Solver(self._window, shape.plan)
 
     @property
     def snapshots_held(self) -> int:
@@ -208,7 +208,7 @@ class HeldWindow:
         layout = Layout({"freed": TensorSpec("float32", (1,))})
         shape = JobShape.of(layout, Operator(window=3), 1, "float32")
         self._window = _store(shape, torch.device("cpu"))
-        self._solver = Solver(self._window, shape.plan, 1.0)
+        self._solver = Solver(self._window, shape.plan)
 
     def solve(self, operators: Sequence[Operator], question: Question) -> list[list[Answer]]:
         """Answers for each operator and horizon, from Gram matrices and the like alone.

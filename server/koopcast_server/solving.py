@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from koopcast.blocks import BlockGroup, BlockPlan
-from koopcast.window import Segment, SegmentPairs, Window, absorb
+from koopcast.window import Segment, Window
 from koopcast_server.koopman import (
     Modes,
     OperatorSettings,
@@ -35,6 +35,8 @@ __all__ = ["Horizons", "NamedMode", "Part", "Solved", "Solver"]
 
 _SCRATCH_BYTES: Final = 64 << 20
 """Float64 numbers of one batch of blocks under way, more or less."""
+_PENDING: Final = 64
+"""Pairs beside the R factor of short blocks."""
 _ARRAYS: Final = 12
 """So many arrays as large as a block's inputs are alive at once, for each candidate."""
 
@@ -103,11 +105,10 @@ class NamedMode:
 class Solver:
     """Answers from one job's window. Knows its blocks and how to read and write them."""
 
-    def __init__(self, store: Window | Segment, plan: BlockPlan, forgetting: float) -> None:
+    def __init__(self, store: Window | Segment, plan: BlockPlan) -> None:
         """Solve for the blocks of `plan`, whose snapshots `store` holds."""
         self._store = store
         self._plan = plan
-        self._forgetting = forgetting
         self._order = _by_number(plan)
 
     @property
@@ -183,18 +184,28 @@ class Solver:
                 high = bisect.bisect_left(group.numbers, wanted.stop)
             if low >= high:
                 continue
+            runs = store.runs(number, low, high) if isinstance(store, Segment) else [(low, high)]
             step = _batch(store, number, group, settings)
-            for first in range(low, high, step):
-                stop = min(first + step, high)
-                yield number, first, stop, self._source(number, group, first, stop)
+            for begin, end in runs:
+                for first in range(begin, end, step):
+                    stop = min(first + step, end)
+                    yield number, first, stop, self._source(number, group, first, stop)
 
     def _source(self, number: int, group: BlockGroup, first: int, stop: int) -> Source:
         store = self._store
         if isinstance(store, Segment):
-            return _streamed(store.pairs(number, first, stop), store.snapshots_held, self._forgetting)
-        told = store.products(number, first, stop)
-        if told is not None:
-            return Products(**told._asdict(), elements=group.size)
+            told = store.pending(number, first, stop)
+            return Streamed(
+                factor=told.factor,
+                vectors=told.tail_vectors,
+                last=told.last,
+                snapshots=store.snapshots_held,
+                held_out=self.tested_strides,
+                snapshot_epsilon=told.snapshot_epsilon,
+            )
+        products = store.products(number, first, stop)
+        if products is not None:
+            return Products(**products._asdict(), elements=group.size)
         return Vectors(**store.vectors(number, first, stop)._asdict())
 
     def _by_number(self, values: Tensor) -> Tensor:
@@ -207,26 +218,13 @@ class Solver:
 def _batch(store: Window | Segment, number: int, group: BlockGroup, settings: OperatorSettings) -> int:
     """Blocks of a group that are solved at once."""
     if isinstance(store, Segment):
-        rows = columns = 2 * group.size
+        rows, columns = group.size, 4 * group.size + _PENDING
     else:
         columns = store.length
         rows = store.length if store.is_dual(number) else group.size
     rows *= settings.delays + 1
     arrays = _ARRAYS + 4 * len(settings.candidates(columns))
     return max(1, _SCRATCH_BYTES // (8 * rows * columns * arrays))
-
-
-def _streamed(pairs: SegmentPairs, snapshots: int, forgetting: float) -> Streamed:
-    """The back-test fits the first of the tail's pairs, too: it needs to know how fast the block was going then."""
-    tail = pairs.tail_vectors
-    return Streamed(
-        factor=absorb(pairs.factor, tail, forgetting),
-        earlier=absorb(pairs.factor, tail[:, :2], forgetting) if tail.shape[1] > 2 else None,
-        tail=tail,
-        last=pairs.last,
-        snapshots=snapshots,
-        snapshot_epsilon=pairs.snapshot_epsilon,
-    )
 
 
 def _by_number(plan: BlockPlan) -> Tensor | None:

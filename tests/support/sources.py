@@ -38,15 +38,15 @@ def streamed(
     together = np.stack(blocks)
     paths = np.diff(together, axis=1) if observable == "velocity" else together
     held = max(1, (together.shape[1] - 1) // 3) if held_out is None else held_out
-    earlier = None
-    if paths.shape[1] - held >= 2:
-        earlier = np.stack([dmd_reference.pair_factor(path[:-held], forgetting) for path in paths])
+    later = max(0, paths.shape[1] - held - 2)  # the first vector of what is not in the factor
     return Streamed(
-        torch.from_numpy(np.stack([dmd_reference.pair_factor(path, forgetting) for path in paths])),
-        None if earlier is None else torch.from_numpy(earlier),
-        torch.from_numpy(paths[:, -held - 2 :].copy()),
+        torch.from_numpy(
+            np.stack([dmd_reference.pair_factor(path[: later + 1], forgetting) for path in paths])
+        ),
+        torch.from_numpy(paths[:, later:].copy()),
         torch.from_numpy(together[:, -1].copy()),
         together.shape[1],
+        held,
         snapshot_epsilon,
     )
 

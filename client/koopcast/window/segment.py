@@ -182,6 +182,48 @@ class Segment:
             self._absorb(number)
         self._count += 1  # only now: what went before changed no answer
 
+    def runs(self, group: int, first: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Cut blocks ``first:stop`` of a group into runs that `pending` can answer for at once."""
+        begin, before = first, -1
+        for number, batch in enumerate(self._batches):
+            low, high = max(first, batch.first), min(stop, batch.stop)
+            if batch.group != group or low >= high:
+                continue
+            if self._absorbed[number] != before and low > begin:
+                yield begin, low
+                begin = low
+            before = self._absorbed[number]
+        if begin < stop:
+            yield begin, stop
+
+    def pending(self, group: int, first: int, stop: int) -> SegmentPairs:
+        """Like `pairs`, without bringing R up to date: `tail_vectors` are all those that are not in it yet.
+
+        Costs a copy; whoever solves the problem may put them beside R himself.
+
+        Raises:
+            ValueError: for blocks that the group has not, or that are no part of one of its `runs`.
+        """
+        count = self._groups[group].count
+        if not 0 <= first <= stop <= count:
+            raise ValueError(f"blocks {first}:{stop} are not in a group of {count}")
+        if len(list(self.runs(group, first, stop))) > 1:
+            raise ValueError(f"blocks {first}:{stop} of group {group} are in more than one run")
+        absorbed = next(
+            held
+            for held, batch in zip(self._absorbed, self._batches, strict=True)
+            if batch.group == group and batch.first <= first < batch.stop
+        )
+        return SegmentPairs(
+            factor=self._factors[group][first:stop].to("cpu", copy=True),
+            tail_vectors=self._vectors(group, first, stop, absorbed, self._vector_count())
+            .to("cpu")
+            .contiguous(),
+            absorbed=absorbed,
+            last=self._last_of(group, first, stop),
+            snapshot_epsilon=torch.finfo(self._ring.dtype).eps,
+        )
+
     def pairs(self, group: int, first: int, stop: int) -> SegmentPairs:
         """The pairs of blocks ``first:stop`` of a group, of all snapshots published. Changes nothing.
 
@@ -204,14 +246,11 @@ class Segment:
                     pending = self._vectors(group, low, high, self._absorbed[number], absorbed + 1)
                     held = absorb(held, pending, self._forgetting)
                 factor[low - first : high - first] = held
-        last = torch.zeros((1, stop - first, blocks.size), dtype=torch.float64, device=self.device)
-        if self._count:
-            gather(self.last[None], blocks, first, stop, last)
         return SegmentPairs(
             factor=factor,
             tail_vectors=self._vectors(group, first, stop, absorbed, vectors).to("cpu").contiguous(),
             absorbed=absorbed,
-            last=last[0].to("cpu"),
+            last=self._last_of(group, first, stop),
             snapshot_epsilon=torch.finfo(self._ring.dtype).eps,
         )
 
@@ -245,6 +284,13 @@ class Segment:
             raise ValueError(f"a velocity needs 2 snapshots, not {self._count}")
         before = self._ring[self._row(self._count - 2), start:stop]
         return _difference(self.last[start:stop].double(), before.double())
+
+    def _last_of(self, group: int, first: int, stop: int) -> Tensor:
+        blocks = self._groups[group]
+        last = torch.zeros((1, stop - first, blocks.size), dtype=torch.float64, device=self.device)
+        if self._count:
+            gather(self.last[None], blocks, first, stop, last)
+        return last[0].to("cpu")
 
     def _absorb(self, number: int) -> None:
         """Bring one batch's R up to date, the tail left out."""

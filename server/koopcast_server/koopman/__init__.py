@@ -4,7 +4,7 @@
 
     Products (Gram) ┐ trajectory.py               pairs.py
     Vectors         ┼───────────────> coordinates ────────> inputs, outputs, start; folds
-    Streamed (R)    ┘        (clock.py resamples)             │
+    Streamed (R)    ┘ streamed.py  (clock.py resamples)       │
                                                               │ for each candidate: rank × ridge × debiasing
                             rank.py, debias.py ──> reduced.fit ──> spectrum.decompose ──> propagate.advance
                                                               │         (schur.py)                │
@@ -21,7 +21,6 @@ a combination of snapshots, and the coefficients follow from the snapshots' Gram
 
 from koopcast_server.koopman.clock import Resampling, UnevenClockError, resampling
 from koopcast_server.koopman.modes import Modes
-from koopcast_server.koopman.pairs import Streamed
 from koopcast_server.koopman.predict import PredictionBatch, Source, predict, report
 from koopcast_server.koopman.report import Report, joined
 from koopcast_server.koopman.settings import (
@@ -31,6 +30,7 @@ from koopcast_server.koopman.settings import (
     RankRule,
     TooFewSnapshotsError,
 )
+from koopcast_server.koopman.streamed import Streamed
 from koopcast_server.koopman.summary import Totals, totals
 from koopcast_server.koopman.trajectory import Products, Vectors
 from koopcast_server.koopman.trust import TrustedHorizon, mask_displacement_

@@ -29,12 +29,12 @@ class EarlierOperator:
     Attributes:
         fitted: the fit, (C, B, …).
         operator: (C B, r, r), made stable where asked.
-        spectrum: of that operator.
+        spectrum: of that operator; None where nobody needs it.
     """
 
     fitted: Fit
     operator: Tensor
-    spectrum: Spectrum
+    spectrum: Spectrum | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +110,9 @@ def _earlier(
     functions: bool,
 ) -> EarlierOperator:
     fitted = fit(fold.pairs, problem, candidates, settings)
-    operator, spectrum, _ = decompose(
-        fitted.operator.flatten(0, 1), stable=settings.stabilize, functions=functions
-    )
+    operator, spectrum = fitted.operator.flatten(0, 1), None
+    if settings.stabilize or functions:
+        operator, spectrum, _ = decompose(operator, stable=settings.stabilize, functions=functions)
     return EarlierOperator(fitted, operator, spectrum)
 
 

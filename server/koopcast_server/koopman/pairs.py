@@ -15,9 +15,7 @@ from torch import Tensor
 from koopcast_server.koopman.settings import Observable, OperatorSettings, TooFewSnapshotsError
 from koopcast_server.koopman.trajectory import Trajectory
 
-__all__ = ["Fold", "Pairs", "Problem", "Streamed", "from_streamed", "from_trajectory"]
-
-_TINY = torch.finfo(torch.float64).tiny
+__all__ = ["Fold", "Pairs", "Problem", "from_trajectory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,27 +84,6 @@ class Problem:
     lift: Callable[[Tensor], tuple[Tensor, Tensor]] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Streamed:
-    """Blocks whose pairs were accumulated as an R factor, all float64 on the CPU; B blocks of s weights.
-
-    Attributes:
-        factor: (B, 2 s, 2 s) upper triangular R of the rows ``[x_t, x_{t+1}]``, all pairs of the segment.
-        earlier: the same of all pairs but the last h, which the back-test predicts; None: too few.
-        tail: (B, h + 2, s), the last vectors, oldest first, of which the last h are held out.
-        last: (B, s), the last snapshot.
-        snapshots: weight snapshots in the segment.
-        snapshot_epsilon: relative spacing of the numbers that snapshots were given in; 0: exact.
-    """
-
-    factor: Tensor
-    earlier: Tensor | None
-    tail: Tensor
-    last: Tensor
-    snapshots: int
-    snapshot_epsilon: float = 0.0
-
-
 def from_trajectory(trajectory: Trajectory, settings: OperatorSettings) -> Problem:
     """The problem of a sliding window.
 
@@ -135,56 +112,6 @@ def from_trajectory(trajectory: Trajectory, settings: OperatorSettings) -> Probl
         scale=trajectory.scale,
         path=trajectory.steps.square().sum(1).sqrt().sum(-1),
         lift=_lift(trajectory) if trajectory.velocity_lift is not None else None,
-    )
-
-
-def from_streamed(streamed: Streamed, settings: OperatorSettings) -> Problem:
-    """The problem of a whole segment.
-
-    The path is that of the tail: earlier vectors are not stored.
-
-    Raises:
-        TooFewSnapshotsError: as `from_trajectory`.
-    """
-    if streamed.snapshots < settings.minimum_snapshots:
-        raise TooFewSnapshotsError(streamed.snapshots, settings.minimum_snapshots)
-    size = streamed.last.shape[-1]
-    sound = streamed.last.isfinite().all(-1)
-    for given in (streamed.factor, streamed.earlier, streamed.tail):
-        if given is not None:
-            sound &= given.isfinite().all(-1).all(-1)
-    tail = torch.where(sound[:, None, None], streamed.tail.mT, 0.0)
-    factor = torch.where(sound[:, None, None], streamed.factor, 0.0)
-    # by both: a block may have come to rest, or be growing fast
-    largest = torch.maximum(factor.abs().amax(dim=(-2, -1)), tail.abs().amax(dim=(-2, -1)))
-    usable = sound & (largest > _TINY)
-    scale = torch.where(usable, largest, 1.0)
-    tail = tail / scale[:, None, None]
-    steps = tail.diff(dim=-1) if settings.observable == "state" else tail[:, :, 1:]
-    usable &= steps.abs().amax(dim=(-2, -1)) > 0
-    spacing = torch.where(sound[:, None], streamed.last, 0.0) * (streamed.snapshot_epsilon / scale)[:, None]
-
-    def pairs(factor: Tensor, start: Tensor, held: int) -> Pairs:
-        rows = torch.where(usable[:, None, None], factor, 0.0).mT / scale[:, None, None]
-        return Pairs(rows[:, :size], rows[:, size:], start, size, held, (size, max(1, held - 1)))
-
-    folds: tuple[Fold, ...] = ()
-    held_out = tail.shape[-1] - 2
-    if streamed.earlier is not None and held_out > 0:
-        truth = steps[:, :, -held_out:].cumsum(-1)
-        known = steps[:, :, :-held_out]
-        earlier = pairs(streamed.earlier, tail[:, :, 1], streamed.snapshots - held_out)
-        folds = (Fold(earlier, truth, known[:, :, -1], known.mean(-1)),)
-    return Problem(
-        observable=settings.observable,
-        pairs=pairs(streamed.factor, tail[:, :, -1], streamed.snapshots),
-        folds=folds,
-        noise=spacing.square().sum(-1),
-        rounding=torch.zeros_like(scale),
-        usable=usable,
-        scale=scale,
-        path=steps.square().sum(1).sqrt().sum(-1),
-        lift=None,
     )
 
 

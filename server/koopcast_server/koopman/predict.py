@@ -13,12 +13,13 @@ from koopcast_server.koopman.backtest import Backtest, backtest
 from koopcast_server.koopman.clock import Resampling
 from koopcast_server.koopman.confidence import at_stride, least_error, predicted_error
 from koopcast_server.koopman.modes import Modes, modes_of
-from koopcast_server.koopman.pairs import Problem, Streamed, from_streamed, from_trajectory
+from koopcast_server.koopman.pairs import Problem, from_trajectory
 from koopcast_server.koopman.propagate import advance
 from koopcast_server.koopman.reduced import Fit, fit
 from koopcast_server.koopman.report import Report, report_of
 from koopcast_server.koopman.settings import Candidate, OperatorSettings
 from koopcast_server.koopman.spectrum import Spectrum, decompose
+from koopcast_server.koopman.streamed import Streamed, from_streamed
 from koopcast_server.koopman.trajectory import Products, Vectors, from_products, from_vectors
 from koopcast_server.koopman.trust import bound_displacement
 
@@ -196,7 +197,7 @@ def _displacements(
     analysis: _Analysis,
     fitted: Fit,
     operator: Tensor,
-    spectrum: Spectrum,
+    spectrum: Spectrum | None,
     choices: Tensor,
     horizons: Sequence[float],
     offset: float,
@@ -213,7 +214,7 @@ def _displacements(
     shape = (fitted.start.shape[0], fitted.start.shape[1])
     found = []
     for choice, tau in zip(choices, horizons, strict=True):
-        mine = spectrum.chosen(shape, choice)
+        mine = None if spectrum is None else spectrum.chosen(shape, choice)
         one = _chosen(operator.reshape(*shape, *operator.shape[1:]), choice)
         reached = advance(one, mine, _chosen(start, choice), [offset, offset + tau], observable)
         modes = _chosen(fitted.modes, choice)[:, : pairs.readout]

@@ -24,13 +24,17 @@ _SERIES = 1e-3
 
 
 def advance(
-    operator: Tensor, spectrum: Spectrum, start: Tensor, strides: Sequence[float], observable: Observable
+    operator: Tensor,
+    spectrum: Spectrum | None,
+    start: Tensor,
+    strides: Sequence[float],
+    observable: Observable,
 ) -> Tensor:
     """Change of the mode amplitudes after each of `strides`.
 
     Args:
         operator: (B, r, r).
-        spectrum: of that operator, with eigenvectors unless all strides are whole.
+        spectrum: of that operator, with eigenvectors; None or without them will do for whole strides.
         start: (B, r), amplitudes z₀ of the last vector.
         strides: T numbers >= 0, finite. Unit: strides.
         observable: which sum.
@@ -43,7 +47,7 @@ def advance(
     fraction = torch.tensor([tau - n for tau, n in zip(strides, whole, strict=True)], dtype=operator.dtype)
     first = force[:, :, None] * fraction
     if any(tau != n for tau, n in zip(strides, whole, strict=True)):
-        if spectrum.functions is None:
+        if spectrum is None or spectrum.functions is None:
             raise ValueError("broken strides need eigenvectors")
         by_eigenvalues = _fraction(spectrum.values, spectrum.functions, start, fraction, observable)
         first = torch.where(spectrum.functions.trusted[:, None, None], by_eigenvalues, first)

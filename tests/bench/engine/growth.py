@@ -159,4 +159,3 @@ def _answer(point: Point) -> float:
 
 def _power(before: Point, point: Point, which: Callable[[Point], float]) -> float:
     return math.log(which(point) / which(before)) / math.log(point.at / before.at)
-

@@ -82,9 +82,7 @@ def compare(elements: Sequence[int], alone: Sequence[int], threads: Sequence[int
             for _ in range(rounds):
                 if size in elements:
                     theirs.append(apart(count, pydmd_times, size))
-                ours.append(
-                    {name: apart(count, engine_times, size, name) for name in ("velocity", "state")}
-                )
+                ours.append({name: apart(count, engine_times, size, name) for name in ("velocity", "state")})
             kernels |= {one.blas for one in theirs}
             rows += _rows(size, count, theirs, ours)
     head = (

@@ -5,13 +5,15 @@
 Bytes are counted: those that must move, not those that do. A publish reads all velocities but the new one, the spare
 and the last snapshot, and writes the new velocity; a combination reads all velocities and writes the answer. The
 yardsticks are a plain copy of the window (bytes read and written) and dot products of its rows (bytes read), measured
-by turns with the work itself; everything is a median. `error` is the largest one of a Gram entry, relative to
+by turns with the work itself; everything is a median. Times are the wall clock's; with one thread on the CPU they are
+processor time, so that what else runs on the machine counts less. `error` is the largest one of a Gram entry, relative to
 |v_i| |v_j|, on differences spread over some decades.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -79,7 +81,7 @@ def network(elements: int) -> BlockPlan:
 def classifier(partition: str, inputs: int | None = None) -> BlockPlan:
     """The blocks of a network of dense layers."""
     specs = {}
-    for number, (wide, units) in enumerate(zip(CLASSIFIER[:-1], CLASSIFIER[1:], strict=True)):
+    for number, (wide, units) in enumerate(itertools.pairwise(CLASSIFIER)):
         specs[f"{number}.weight"] = TensorSpec("float32", (units, wide))
         specs[f"{number}.bias"] = TensorSpec("float32", (units,))
     return plan_blocks(specs, partition, inputs)
@@ -104,27 +106,27 @@ def medians(
     works: Mapping[str, Callable[[], object]], device: torch.device, repeats: int
 ) -> dict[str, float]:
     """Seconds of each, measured by turns, so that a busy moment of the machine meets all of them."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.thread_time if alone else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats + 1):
         for name, work in works.items():
-            begin = time.perf_counter()
+            begin = clock()
             work()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            times[name].append(time.perf_counter() - begin)
+            times[name].append(clock() - begin)
     return {name: statistics.median(found[1:]) for name, found in times.items()}
 
 
 def gram_error(window: Window) -> float:
     """Largest error of the only block's Gram matrix."""
-    stored = (
-        window._slots.velocities[window._slots.order()] if window.size < 1 << 25 else window._slots.velocities
-    )
+    stored, order = window._slots.velocities, window._slots.order()
     true = torch.zeros((len(stored), len(stored)), dtype=torch.float64, device=window.device)
-    for piece in stored.split(1 << 16, dim=1):
-        true += piece.double() @ piece.double().T
-    if window.size >= 1 << 25:  # too long to be put in order: the matrix is
-        true = true[window._slots.order()][:, window._slots.order()]
+    for start in range(0, window.size, 1 << 16):
+        piece = stored[:, start : start + (1 << 16)].double()
+        true += piece @ piece.T
+    true = true[order][:, order]
     products = window.products(0)
     assert products is not None
     lengths = true.diagonal().sqrt()
