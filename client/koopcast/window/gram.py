@@ -8,7 +8,7 @@ error of 2e-5.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from koopcast.blocks import BlockGroup
 from koopcast.window.boxes import Box, boxes_of
 
-__all__ = ["GroupGram", "Incoming", "box_limit"]
+__all__ = ["GroupGram", "Incoming", "box_limit", "is_long"]
 
 _FLOAT32_FROM: Final = 1 << 17
 """Blocks of so many elements have the products of their velocities rounded to float32.
@@ -43,12 +43,14 @@ class Incoming(NamedTuple):
         velocities: (m, n) the stored velocities by ring slot, the new one among them; m = 0 at first.
         slot: of the new one.
         weights: (n,) the new snapshot.
+        before: (n,) the last one.
         face: which of the two places its own products go to; the other keeps those of the last one.
     """
 
     velocities: Tensor
     slot: int
     weights: Tensor
+    before: Tensor
     face: int
 
 
@@ -57,6 +59,11 @@ def box_limit(rows: int, dtype: torch.dtype, device: torch.device) -> int:
     if device.type == "cpu":
         return max(1, min(_BYTES_ON_CPU // (dtype.itemsize * rows), _ELEMENTS_ON_CPU))
     return max(1, _BYTES_ON_DEVICES // (dtype.itemsize * rows))
+
+
+def is_long(group: BlockGroup) -> bool:
+    """Whether its products may be rounded to float32."""
+    return group.size >= _FLOAT32_FROM
 
 
 class GroupGram:
@@ -82,7 +89,7 @@ class GroupGram:
             with_state: whether products of velocities and weights are wanted.
             device: where.
         """
-        self._rough = group.size >= _FLOAT32_FROM and dtype.itemsize <= 4 and not with_state
+        self._rough = is_long(group) and dtype.itemsize <= 4 and not with_state
         self._smallest = _MEAN_SQUARE * group.size
 
         def zeros(*shape: int) -> Tensor:
@@ -104,44 +111,40 @@ class GroupGram:
         """Equals `bytes_needed`."""
         return self.velocity_rows.nbytes + self.weight_rows.nbytes + self.weights_squared.nbytes
 
-    def begin(self, new: Incoming) -> None:
-        """Make room for a row."""
+    def take(self, new: Incoming, store: Callable[[Box], None]) -> None:
+        """Add the row of a new velocity, and the products of the new weights.
+
+        Args:
+            new: the snapshot. Its velocity is not stored yet.
+            store: stores the velocity of a box.
+        """
+        self._fill(new, store, self.boxes, rough=self._rough)
+        if self._rough and not self._in_range(new):
+            self._fill(new, store, self.boxes, rough=False)
+
+    def _fill(
+        self, new: Incoming, store: Callable[[Box], None], boxes: Sequence[Box], *, rough: bool
+    ) -> None:
         self.velocity_rows[:, new.slot] = 0.0
         self.weight_rows[new.face] = 0.0
         self.weights_squared[new.face] = 0.0
-
-    def scratch_bytes(self, held: int) -> int:
-        """What `add` needs for so many velocities held. Unit: bytes."""
-        longest = max((box.elements for box in self.boxes), default=0)
-        return (4 if self._rough else 8) * longest * self._scratch_rows(held)
-
-    def add(self, new: Incoming, box: Box, scratch: Tensor) -> None:
-        """Add the products of a box, whose new velocity is stored, to the row.
-
-        Args:
-            new: the snapshot.
-            box: of `boxes`.
-            scratch: bytes, at least `scratch_bytes`.
-        """
-        self._add(new, box, scratch.view(torch.float32 if self._rough else torch.float64))
-
-    def finish(self, new: Incoming) -> None:
-        """After the last box: all of it again in float64, should float32's range not have been enough."""
-        if not self._rough or self._in_range(new):
-            return
+        longest = max((box.elements for box in boxes), default=0)
         scratch = torch.empty(
-            2 * self.scratch_bytes(len(new.velocities)), dtype=torch.uint8, device=new.weights.device
+            longest * self._scratch_rows(len(new.velocities)),
+            dtype=torch.float32 if rough else torch.float64,
+            device=new.weights.device,
         )
-        self.begin(new)
-        for box in self.boxes:
-            self._add(new, box, scratch.view(torch.float64))
+        for box in boxes:
+            if len(new.velocities):
+                store(box)
+            self._add(new, box, scratch)
 
     def _scratch_rows(self, held: int) -> int:
         """The products, and where velocities are multiplied twice, they themselves in float64."""
         return max(1, held) * (2 if self.weight_rows.shape[-1] else 1)
 
     def _add(self, new: Incoming, box: Box, scratch: Tensor) -> None:
-        """Likewise, in the dtype of `scratch`."""
+        """Add the products of a box, whose velocity is stored, in the dtype of `scratch`."""
         held, dtype, with_state = len(new.velocities), scratch.dtype, bool(self.weight_rows.shape[-1])
         scratch = scratch[: self._scratch_rows(held) * box.elements].view(-1, *box.shape)
         weights = box.of(new.weights).to(dtype)

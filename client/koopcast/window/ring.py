@@ -19,6 +19,7 @@ a Gram matrix would say of them: they are read, when asked for, as they are.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from koopcast.blocks import BlockGroup, BlockPlan
 from koopcast.window.boxes import Box, boxes_of
 from koopcast.window.combination import combine_boxes
 from koopcast.window.gram import GroupGram, Incoming, box_limit
+from koopcast.window.long import gram_of
 from koopcast.window.readings import WindowProducts, WindowVectors
 from koopcast.window.slots import Slots
 from koopcast.window.views import gather, scatter
@@ -79,7 +81,7 @@ class Window:
         )
         self._groups: tuple[BlockGroup, ...] = plan.groups
         self._grams = [
-            GroupGram(group, rows, dtype=window_dtype, with_state=with_state, device=self.device)
+            gram_of(group, rows, snapshot_dtype, window_dtype, with_state=with_state, device=self.device)
             if _is_dual(group, length)
             else None
             for group in plan.groups
@@ -145,22 +147,13 @@ class Window:
         """
         slots = self._slots
         slot, held = slots.begin()
-        new = Incoming(slots.velocities[:held], slot, slots.spare, 1 - slots.face)
-        scratch = torch.empty(
-            max((gram.scratch_bytes(held) for gram in self._grams if gram is not None), default=0),
-            dtype=torch.uint8,
-            device=self.device,
-        )
+        new = Incoming(slots.velocities[:held], slot, slots.spare, slots.last, 1 - slots.face)
         for gram, boxes in zip(self._grams, self._boxes, strict=True):
             if gram is not None:
-                gram.begin(new)
-            for box in boxes:
-                if held:
+                gram.take(new, partial(slots.store, slot=slot))
+            elif held:
+                for box in boxes:
                     slots.store(box, slot)
-                if gram is not None:
-                    gram.add(new, box, scratch)
-            if gram is not None:
-                gram.finish(new)
         slots.finish(held)
 
     def is_dual(self, group: int) -> bool:

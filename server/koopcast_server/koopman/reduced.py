@@ -122,7 +122,8 @@ def _reduce(
     alpha = ridges[:, None, None] * found.singular[..., :1]
     weight = singular.square() + alpha.square()
     gain = torch.where(kept & (weight > _TINY), singular / weight.clamp(min=_TINY), 0.0)
-    modes = torch.where(kept[:, :, None, :], found.modes[..., :size], 0.0)
+    touched = (pairs.inputs != 0).any(dim=-1)  # where no input was, rounding must not move a weight
+    modes = torch.where(kept[:, :, None, :] & touched[:, :, None], found.modes[..., :size], 0.0)
     cross = torch.where(kept[..., None], found.cross[..., :size, :size], 0.0)
     operator = cross * gain[:, :, None, :]
     inputs, outputs = modes.mT @ pairs.inputs, modes.mT @ pairs.outputs

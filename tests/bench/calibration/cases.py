@@ -10,11 +10,11 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from calibration.records import Record, recorded
 from calibration.tasks import TASKS
 from calibration.windows import Windows, windows_of
-from numpy.typing import NDArray
-
 from koopcast_server.koopman import OperatorSettings, predict
 from koopcast_server.koopman.confidence import at_stride
 

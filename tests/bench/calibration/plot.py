@@ -7,10 +7,11 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from calibration.cases import Array, Outcome
-from calibration.tables import CLASSES, pooled
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from calibration.cases import Array, Outcome
+from calibration.tables import CLASSES, pooled
 
 __all__ = ["draw"]
 
@@ -26,7 +27,7 @@ def draw(some: Sequence[Outcome], path: Path) -> None:
         full = [one for one in some if one.kind == "deterministic"]
         batches = [one for one in some if one.kind != "deterministic"]
         _panel(axes[0], full, "deterministic training", (1e-5, 3.0))
-        _panel(axes[1], batches, "minibatches, plain and averaged snapshots", (0.05, 3.0))
+        _panel(axes[1], batches, "minibatches, plain and averaged snapshots", (0.2, 2.0))
         axes[0].set_ylabel("true relative error: median, quartiles")
         axes[0].legend(title="strides ahead", loc="upper left")
         figure.savefig(path, dpi=130, metadata={"Software": None})

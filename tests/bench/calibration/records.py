@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from calibration.tasks import RUN_STEPS, TASKS
 from torch import Tensor
+
+from calibration.tasks import RUN_STEPS, TASKS
 
 __all__ = ["RECORD_STEPS", "Record", "default_cache", "recorded"]
 

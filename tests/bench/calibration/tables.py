@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from calibration.cases import DEFAULT, HORIZONS, KINDS, OPERATORS, Array, Outcome
-from calibration.tasks import TASKS
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+
+from calibration.cases import DEFAULT, HORIZONS, KINDS, OPERATORS, Array, Outcome
+from calibration.tasks import TASKS
 
 __all__ = [
     "CLASSES",
@@ -62,12 +63,14 @@ def operator_table(some: Sequence[Outcome]) -> str:
 
 
 def selection_table(some: Sequence[Outcome]) -> str:
-    """Every operator's errors against the default's, from the same windows."""
+    """Every other operator's errors over the default's, from the same windows, see `_ratio`."""
     lines = ["| tasks | operator | " + " | ".join(f"{name} strides" for name in CLASSES) + " |"]
     lines.append("|---" * (2 + len(CLASSES)) + "|")
     for kind in KINDS:
         base = [one for one in some if one.kind == kind and one.operator == DEFAULT]
-        for operator in OPERATORS:
+        for operator in OPERATORS if base else ():
+            if operator == DEFAULT:
+                continue
             mine = [one for one in some if one.kind == kind and one.operator == operator]
             cells = [_ratio(mine, base, horizons) for horizons in CLASSES.values()]
             lines.append(f"| {kind} | {operator} | {' | '.join(cells)} |")
@@ -82,11 +85,11 @@ def decline_table(some: Sequence[Outcome]) -> str:
     lines.append("|---|---|---|---|---|---|")
     for kind in KINDS:
         mine = [one for one in some if one.kind == kind and one.operator == DEFAULT]
-        for horizon in HORIZONS if mine else ():
-            true = pooled(mine, lambda one: one.true, (horizon,))
-            moved = pooled(mine, lambda one: one.moved.astype(np.float64), (horizon,)) > 0
+        for name, horizons in CLASSES.items() if mine else ():
+            true = pooled(mine, lambda one: one.true, horizons)
+            moved = pooled(mine, lambda one: one.moved.astype(np.float64), horizons) > 0
             lines.append(
-                f"| {kind} | {horizon} | {_share(~moved)} | {_share(true[moved] >= 1)} | {_share(true[~moved] < 1)} "
+                f"| {kind} | {name} | {_share(~moved)} | {_share(true[moved] >= 1)} | {_share(true[~moved] < 1)} "
                 f"| {_share(true[~moved] < 0.9)} |"
             )
     return "\n".join(lines)
@@ -152,7 +155,7 @@ def _factor_off(true: Array, expected: Array) -> float:
 
 
 def _ratio(mine: Sequence[Outcome], base: Sequence[Outcome], horizons: Sequence[int]) -> str:
-    """Median and mean ratio, and how often it is clearly better and much worse."""
+    """Median / geometric mean of the ratio (how often < 0.95, > 1.05, > 2)."""
     true, default = (
         np.clip(pooled(some, lambda one: one.true, horizons), _LEAST, _MOST) for some in (mine, base)
     )

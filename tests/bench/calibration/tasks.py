@@ -8,8 +8,9 @@ from functools import partial
 from typing import Literal
 
 import torch
-from calibration.networks import Classifier, Trained, characters, convolution, digits, oscillator, regression
 from torch import Tensor
+
+from calibration.networks import Classifier, Trained, characters, convolution, digits, oscillator, regression
 
 __all__ = ["RUN_STEPS", "TASKS", "Task", "Training"]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from calibration.cases import HORIZONS, Outcome, Plan, outcomes
 from calibration.records import Record
 from calibration.tables import CLASSES, calibration_table, decline_table, pooled
 from calibration.tasks import TASKS
 from calibration.windows import AHEAD, LONGEST, Windows, windows_of
-
 from koopcast_server.koopman import OperatorSettings, predict
 
 SNAPSHOTS = 200

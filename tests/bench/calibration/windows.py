@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from calibration.records import RECORD_STEPS, Record
 from torch import Tensor
 
+from calibration.records import RECORD_STEPS, Record
 from koopcast_server.koopman import Products
 
 __all__ = ["AHEAD", "LONGEST", "Windows", "windows_of"]

@@ -46,7 +46,8 @@ class Job:
 
     def __init__(self, specs: dict[str, TensorSpec], operator: Operator) -> None:
         """Allocate the window."""
-        self.operator = operator
+        assert not isinstance(operator.window, str)
+        self.operator, self.length = operator, operator.window
         self.shape = JobShape.of(Layout(specs), operator, 1, "float32")
         self.elements = self.shape.layout.elements
         self.held = HeldWindow(self.shape, torch.device("cpu"))
@@ -60,13 +61,16 @@ class Job:
         """Where the coming snapshot is written."""
         return self.window.spare
 
-    def fill(self, snapshots: int | None = None) -> None:
-        """Push so many snapshots, or a whole window and one more, so that the ring turns."""
-        length = self.operator.window
-        assert not isinstance(length, str)
-        for _ in range(length + 1 if snapshots is None else snapshots):
+    def fill(self) -> None:
+        """Push a whole window and one snapshot more, so that the ring turns."""
+        for _ in range(self.length + 1):
             self.motion.write(self.time, self.spare)
             self.publish()
+
+    def refill(self) -> None:
+        """A new segment, after a benchmark published what is no snapshot of the motion."""
+        self.time = 0
+        self.fill()
 
     def publish(self) -> None:
         """Take what stands in the spare place."""
@@ -74,8 +78,14 @@ class Job:
         self.time += 1
 
     def solve(self) -> Answer:
-        """An answer, before it is as long as the model."""
+        """An answer, before it is as long as the model.
+
+        Raises:
+            RuntimeError: a block declines; combining it would be nothing but writing zeros.
+        """
         ((answer,),) = self.held.solve([self.operator], Question((AHEAD,), 0.0))
+        if answer.summary.moved < answer.summary.blocks:
+            raise RuntimeError(f"{answer.summary.moved} of {answer.summary.blocks} blocks move")
         return answer
 
     def answer(self) -> Tensor:

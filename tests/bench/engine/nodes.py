@@ -87,8 +87,7 @@ def node_times(looped: int) -> NodeTimes:
     job = Job(_network(), Operator(partition="node", window=LENGTH, rank=RANK))
     job.fill()
     push = median_seconds(job.publish, 7)
-    job.time = 0
-    job.fill(LENGTH)
+    job.refill()
     solved = job.solve()
     window, copied = torch.rand(LENGTH, job.elements), torch.rand(LENGTH, job.elements)
     copy = median_seconds(lambda: copied.copy_(window), 7)

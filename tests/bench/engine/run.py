@@ -55,7 +55,7 @@ def extent(*, quick: bool, large: bool) -> Extent:
     if quick:
         grid = growth.Grid((10_000, 100_000, 1_000_000), (4, 16, 64), (1, 100, 10_000), 100_000)
         cases = (memory.Case(1, 1_000_000), memory.Case(10_000, 10))
-        return Extent((2,), 1, (100_000,), (), 20, grid, cases, ("--elements", "1000000"))
+        return Extent((2,), 1, (100_000,), (), 20, grid, cases, ("--repeats", "1"))
     most = (_LARGE,) if large else ()
     return Extent(
         threads=(1, 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from paper.engines import koopcast_predictors
 from paper.images import load_images
 from paper.networks import Layout
 from paper.oscillator import Recipe
-from paper.predictors import Average, Line, Predictor, Snapshots, Stay, Textbook
+from paper.predictors import WITHIN, Average, Line, Predictor, Snapshots, Stay, Textbook
 from paper.scores import HEADER, Score, conditioning, row, score
 from paper.timing import Cost, Stopwatch
 from paper.trajectories import Span, recorded
@@ -27,6 +28,9 @@ _LONGEST_WIDE: Final = 1_000
 """Most snapshots for which operators of the classifier's whole layers (15,700 weights) are computed."""
 _PUSHED_WHOLE: Final = 1
 """Networks whose every step is pushed to the service, for the paper's operators: it takes minutes for each."""
+
+
+Loss = Callable[[NDArray[np.float64]], float]
 
 
 @dataclass(slots=True)
@@ -44,27 +48,31 @@ class Table:
     steps: int
     client: koopcast.Client | None
     windows: list[Snapshots] = field(default_factory=list)
-    _scores: dict[str, list[Score]] = field(default_factory=dict)
+    scores: dict[str, list[Score]] = field(default_factory=dict)
     _formulas: dict[str, str] = field(default_factory=dict)
 
-    def add(self, run: Snapshots, loss_at: Callable[[NDArray[np.float64]], float], network: int) -> None:
+    def add(self, run: Snapshots, loss_at: Loss, network: int) -> None:
         """Score every predictor on one network's run, which ends `steps` rows after the window."""
         window = run[: -self.steps]
         start, true = window[-1].astype(np.float64), run[-1].astype(np.float64)
         before, trained = loss_at(start), loss_at(true)
-        for predictor in self._predictors(len(window), network):
+        for predictor in self._predictors(len(window), loss_at, network):
             answer = predictor.predict(window, self.steps)
             losses = (before, loss_at(answer.weights), trained)
             scored = score(self.layout, answer, start, true, losses)
-            self._scores.setdefault(predictor.label, []).append(scored)
+            self.scores.setdefault(predictor.label, []).append(scored)
             self._formulas[predictor.label] = predictor.formula
 
     def show(self, title: str, plain: Cost) -> None:
         """Print the table; `plain`: what `steps` optimizer steps of one network cost."""
         print(f"\n### {title}, T = {self.steps:,}\n")
         print(f"T steps of one network: {plain.wall:.3g} s ({plain.cpu:.3g} s of processor).\n\n{HEADER}")
-        for label, scores in self._scores.items():
-            print(row(label, scores, plain, self._scores.get(self._formulas[label], ())))
+        for label, scores in self.scores.items():
+            formula = self._formulas[label]
+            print(
+                row(label, scores, plain, self.scores.get(formula, ()), self.scores.get(formula + WITHIN, ()))
+            )
+        _show_choices(self.scores.values(), self.steps)
         print(
             "\n| operator | blocks | condition number, median and largest of the blocks | largest eigenvalue |"
         )
@@ -78,20 +86,24 @@ class Table:
                 flush=True,
             )
 
-    def _predictors(self, rows: int, network: int) -> Iterable[Predictor]:
+    def _predictors(self, rows: int, loss_at: Loss, network: int) -> Iterable[Predictor]:
         wide = self.layout.size > _LONGEST_WIDE and rows > _LONGEST_WIDE
         partitions = [name for name in textbook.PARTITIONS if not (wide and name in ("layer", "tensor"))]
         yield from (Stay(), Average(2), Average(min(self.steps, rows)), Line())
         yield from (Textbook(self.layout, name) for name in partitions)
+        for name in partitions:  # elsewhere the same
+            blocks = textbook.partition_blocks(self.layout, name)
+            if name in ("node", "tensor") and rows - 1 < max(len(block) for block in blocks):
+                yield Textbook(self.layout, name, within=True)
         yield from koopcast_predictors(
-            self.layout, self.client, rows, paper_through_service=network < _PUSHED_WHOLE
+            self.layout, self.client, rows, loss_at, paper_through_service=network < _PUSHED_WHOLE
         )
 
 
 def run_oscillator(
     recipe: Recipe, seeds: int, span: Span, cache: Path, client: koopcast.Client | None
-) -> None:
-    """Print the tables of the Hamiltonian networks that were trained in one way."""
+) -> dict[str, list[Score]]:
+    """Print the tables of the Hamiltonian networks that were trained in one way; return the scores by predictor."""
     run, table = recorded(recipe, seeds, span, cache), Table(oscillator.LAYOUT, span.ahead, client)
     for seed in range(seeds):
         whole = np.ascontiguousarray(run[:, seed])
@@ -101,6 +113,7 @@ def run_oscillator(
     table.show(
         f"Oscillator, {recipe.label}: {seeds} networks, t₁ = {span.first:,}, t₂ = {span.last:,}", plain
     )
+    return table.scores
 
 
 def run_classifier(
@@ -130,6 +143,15 @@ def run_classifier(
             f"Classifier, {dataset}: {seeds} networks, window of {epochs} of {warm_epochs + longest} epochs"
         )
         table.show(title, min(plain, key=lambda each: each.wall))
+
+
+def _show_choices(tables: Iterable[Sequence[Score]], steps: int) -> None:
+    """Print how far ahead probes looked."""
+    for scores in tables:
+        chosen = Counter(each.answer.chosen_steps for each in scores if each.answer.chosen_steps is not None)
+        if chosen:
+            shares = [f"{share / steps:g} T in {count}" for share, count in sorted(chosen.items())]
+            print(f"\nWith a probe, of {len(scores)} networks: {', '.join(shares)}.")
 
 
 def _plain_oscillator_cost(recipe: Recipe, steps: int) -> Cost:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from paper.networks import Layout
 from paper.predictors import Answer, Predictor, Snapshots
-from paper.timing import Stopwatch
+from paper.timing import Cost, Stopwatch
 
 import koopcast
 from koopcast import wire
+from koopcast.operator import MAX_SEGMENT_BLOCK, MAX_WINDOW
 from koopcast_server.held_window import HeldWindow, JobShape, Question
 
 __all__ = ["Direct", "Sampling", "Service", "koopcast_predictors"]
 
+Array = NDArray[np.float64]
+Loss = Callable[[Array], float]
+
 _PATIENCE_SECONDS: Final = 600.0
 """How long an answer may take: nodes of 785 weights take longer than the usual deadline."""
-_LONGEST_WINDOW: Final = 1_024
-"""Most snapshots of a window that slides."""
+_PROBED: Final = (1 / 8, 1 / 4, 1 / 2, 1.0)
+"""Shares of T that a probe may choose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,8 @@ class Service:
         name: what the table calls it.
         snapshots: most snapshots that are pushed.
         formula: label of the paper's operators that it should agree with.
+        probe: loss at weights (size): the best of the horizons T/8, T/4, T/2 and T is taken, and none of them unless
+            the loss falls.
     """
 
     client: koopcast.Client
@@ -66,6 +75,7 @@ class Service:
     name: str
     snapshots: int
     formula: str = ""
+    probe: Loss | None = None
 
     @property
     def label(self) -> str:
@@ -81,10 +91,21 @@ class Service:
             for row in sampling.chosen:
                 job.push(row, _named(self.layout, window[row]))
             pushes = watch.lap()
+            if self.probe is not None:
+                return self._probed(job, window[-1].astype(np.float64), steps, watch, pushes)
             prediction = job.predict_ahead(steps, timeout_seconds=_PATIENCE_SECONDS)
             asking = watch.lap()
-        displacement = np.concatenate([array.ravel() for array in prediction.displacement.values()])
-        return Answer(window[-1] + displacement.astype(np.float64), asking, pushes)
+        return Answer(window[-1] + _flat(prediction), asking, pushes)
+
+    def _probed(self, job: koopcast.Job, start: Array, steps: int, watch: Stopwatch, pushes: Cost) -> Answer:
+        assert self.probe is not None
+        horizons = [steps * share for share in _PROBED]
+        predictions = job.predict_ahead(horizons, timeout_seconds=_PATIENCE_SECONDS)
+        best = (self.probe(start), 0.0, start)
+        for horizon, prediction in zip(horizons, predictions, strict=True):
+            weights = start + _flat(prediction)
+            best = min(best, (self.probe(weights), horizon, weights), key=lambda each: each[0])
+        return Answer(best[2], watch.lap(), pushes, best[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,20 +141,22 @@ class Direct:
 
 
 def koopcast_predictors(
-    layout: Layout, client: koopcast.Client | None, rows: int, *, paper_through_service: bool
+    layout: Layout, client: koopcast.Client | None, rows: int, probe: Loss, *, paper_through_service: bool
 ) -> list[Predictor]:
-    """The default operator; and the paper's, as the preset has them.
+    """The default operator, without a probe and with one; and the paper's, as the preset has them.
 
-    A whole tensor of the classifier is too large to accumulate, so tensors have a window of at most 1,024 snapshots.
+    A whole tensor of the classifier is too large to accumulate: its window holds at most 1,024 snapshots, evenly spaced.
 
     Args:
         layout: of the flat weights.
         client: of a service; None: without one.
         rows: of the window.
+        probe: loss at flat weights.
         paper_through_service: push all of its steps to the service as well, which takes its time.
     """
     paper = koopcast.Operator.preset("dogra-redman")
-    longest = min(rows, _LONGEST_WINDOW)
+    accumulated = max(math.prod(shape) for shape in layout.shapes.values()) <= MAX_SEGMENT_BLOCK
+    longest = rows if accumulated else min(rows, MAX_WINDOW)
     known = [
         ("default", koopcast.Operator(), koopcast.Operator().snapshots_wanted, ""),
         ("preset", paper, rows, "paper, node"),
@@ -146,7 +169,7 @@ def koopcast_predictors(
         ("weights", replace(paper, partition="weight"), rows, "paper, weight"),
         (
             "tensors",
-            replace(paper, partition="tensor", window=longest),
+            replace(paper, partition="tensor", window="segment" if accumulated else longest),
             longest,
             "paper, tensor" if longest == rows else "",
         ),
@@ -156,7 +179,14 @@ def koopcast_predictors(
         predictors.append(Direct(layout, operator, name, snapshots, formula))
         if client is not None and (paper_through_service or name == "default"):
             predictors.append(Service(client, layout, operator, name, snapshots, formula))
+    if client is not None:
+        default, snapshots = koopcast.Operator(), koopcast.Operator().snapshots_wanted
+        predictors.append(Service(client, layout, default, "default with a probe", snapshots, probe=probe))
     return predictors
+
+
+def _flat(prediction: koopcast.Prediction) -> Array:
+    return np.concatenate([array.ravel() for array in prediction.displacement.values()]).astype(np.float64)
 
 
 def _named(layout: Layout, flat: Snapshots) -> dict[str, Snapshots]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,13 @@ from paper import textbook
 from paper.networks import Layout
 from paper.timing import Cost, Stopwatch
 
-__all__ = ["Answer", "Average", "Line", "Predictor", "Snapshots", "Stay", "Textbook"]
+__all__ = ["Answer", "Average", "Line", "Predictor", "Snapshots", "Stay", "Textbook", "WITHIN"]
 
 Array = NDArray[np.float64]
 Snapshots = NDArray[np.float32]
+
+WITHIN: Final = ", within what the snapshots span"
+"""Ends the label of such predictors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +28,13 @@ class Answer:
         weights: (size) float64; not finite where the operator overflowed.
         cost: from snapshots in memory to weights; with a service the round trip of ``predict_ahead``.
         push_cost: what the snapshots' way to the service cost before, all of them together; None without one.
+        chosen_steps: how far ahead a probe preferred to look, 0 where it stayed; None without one.
     """
 
     weights: Array
     cost: Cost
     push_cost: Cost | None = None
+    chosen_steps: float | None = None
 
 
 class Predictor(Protocol):
@@ -95,22 +100,31 @@ class Average:
 
 @dataclass(frozen=True, slots=True)
 class Textbook:
-    """The paper's operators of one partition (`textbook`), in float64 from float32 weights."""
+    """The paper's operators of one partition (`textbook`), in float64 from float32 weights.
+
+    Attributes:
+        layout: of the flat weights.
+        partition: one of `textbook.PARTITIONS`.
+        quasi_inputs: of a quasi-node.
+        within: what no earlier snapshot spans stays, instead of going to zero.
+        formula: of another predictor; none.
+    """
 
     layout: Layout
     partition: str
     quasi_inputs: int = 5
+    within: bool = False
     formula: str = ""
 
     @property
     def label(self) -> str:
         """The partition."""
         chunk = f" of {self.quasi_inputs}" if self.partition == "quasi-node" else ""
-        return f"paper, {self.partition}{chunk}"
+        return f"paper, {self.partition}{chunk}" + (WITHIN if self.within else "")
 
     def predict(self, window: Snapshots, steps: int) -> Answer:
         """Fit on every row and apply the power."""
         blocks = textbook.partition_blocks(self.layout, self.partition, self.quasi_inputs)
         watch = Stopwatch()
-        weights = textbook.predict(window.astype(np.float64), blocks, steps)
+        weights = textbook.predict(window.astype(np.float64), blocks, steps, within=self.within)
         return Answer(weights, watch.lap())

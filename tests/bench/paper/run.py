@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where this packa
 from paper.cases import run_classifier, run_oscillator
 from paper.images import DATASETS
 from paper.oscillator import OPTIMIZERS, Recipe
+from paper.plot import draw
 from paper.trajectories import Span, default_cache
 
 
@@ -38,6 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=default_cache(), help="where training runs are kept")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="3 networks, early and short windows: a trial")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the oscillators' losses there")
     parser.add_argument("--no-service", action="store_true", help="only what needs no koopcast service")
     return parser.parse_args()
 
@@ -52,13 +54,16 @@ def main() -> None:
     datasets = DATASETS if arguments.dataset == "all" else (arguments.dataset,)
     with contextlib.nullcontext() if arguments.no_service else koopcast.connect() as client:
         if arguments.case != "classifier":
+            scores, seeds = {}, arguments.seeds or (3 if quick else 25)
             for optimizer in optimizers:
                 recipe = Recipe(optimizer, arguments.learning_rate)
-                run_oscillator(recipe, arguments.seeds or (3 if quick else 25), span, arguments.cache, client)
+                scores[recipe.label] = run_oscillator(recipe, seeds, span, arguments.cache, client)
+            if arguments.plot:
+                draw(scores, arguments.plot)
         if arguments.case != "oscillator":
             for dataset in datasets:
                 seeds = arguments.seeds or (3 if quick else 5)
-                run_classifier(dataset, seeds, 1 if quick else 5, (1,) if quick else (1, 2, 3), client)
+                run_classifier(dataset, seeds, 1 if quick else 5, (1,) if quick else (1, 3), client)
 
 
 if __name__ == "__main__":

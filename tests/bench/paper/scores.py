@@ -22,7 +22,7 @@ _BEST_SHARE: Final = 11 / 25
 
 HEADER: Final = (
     "| predicted by | error / distance moved: median (quartiles) | the authors' measure: all / their best 44 % | "
-    "loss, median: t₂ → predicted (trained) | raised the loss | below training | seconds, wall (CPU) | T steps / that | differs from U^T w |\n"
+    "loss, median: t₂ → predicted (trained) | raised the loss | below training | seconds, wall (CPU) | T steps / that | differs from U^T w (within what the snapshots span) |\n"
     "|---|---|---|---|---|---|---|---|---|"
 )
 
@@ -83,7 +83,13 @@ def score(
     return Score(errors, np.abs(true - start), start, mean_error, *losses, answer)
 
 
-def row(label: str, scores: Sequence[Score], plain: Cost, formula: Sequence[Score] = ()) -> str:
+def row(
+    label: str,
+    scores: Sequence[Score],
+    plain: Cost,
+    formula: Sequence[Score] = (),
+    within: Sequence[Score] = (),
+) -> str:
     """One row of the table.
 
     Args:
@@ -91,6 +97,7 @@ def row(label: str, scores: Sequence[Score], plain: Cost, formula: Sequence[Scor
         scores: of the networks, in order.
         plain: what T optimizer steps of one network cost.
         formula: the paper's own prediction of the same networks, to compare with.
+        within: the same, where what no earlier snapshot spans stays.
     """
     quartiles = _quantiles([each.relative_error for each in scores])
     before, predicted, trained = (
@@ -109,9 +116,7 @@ def row(label: str, scores: Sequence[Score], plain: Cost, formula: Sequence[Scor
         f"{sum(each.beats_training for each in scores)} of {len(scores)}",
         _seconds(cost) + (f" + {_seconds(_median_cost(pushes))} for the pushes" if pushes else ""),
         f"{plain.wall / cost.wall:.3g} ({plain.cpu / cost.cpu:.3g})" if cost.wall and cost.cpu else "",
-        _number(float(np.median([_apart(*pair) for pair in zip(scores, formula, strict=False)])))
-        if formula
-        else "",
+        _agreement(scores, formula) + (f" ({_agreement(scores, within)})" if within else ""),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -122,6 +127,12 @@ def conditioning(window: Array, blocks: list[NDArray[np.intp]]) -> tuple[float, 
     conditions = [operator.condition for operator in operators if operator.rank]
     radius = max(operator.spectral_radius() for operator in operators)
     return float(np.median(conditions)), max(conditions), radius
+
+
+def _agreement(ours: Sequence[Score], theirs: Sequence[Score]) -> str:
+    """Median of `_apart`; ours may be fewer."""
+    apart = [_apart(*pair) for pair in zip(ours, theirs, strict=False)]
+    return _number(float(np.median(apart))) if apart else ""
 
 
 def _apart(ours: Score, theirs: Score) -> float:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from paper import classifier, oscillator, textbook
-from paper.engines import Sampling, koopcast_predictors
+from paper.engines import Sampling, Service, koopcast_predictors
 from paper.images import FASHION_VARIABLE, ImagesMissing, load_images
 from paper.networks import Layout
+from paper.plot import draw
 from paper.predictors import Answer, Average, Line, Stay, Textbook
 from paper.scores import row, score
 from paper.timing import Cost
@@ -126,6 +127,19 @@ def test_a_node_is_a_row_and_its_bias() -> None:
     assert textbook.partition_blocks(SMALL, "node")[1].tolist() == [7, 8, 9, 10, 11, 12, 13, 22]
 
 
+@pytest.mark.parametrize("count", [5, 40], ids=["shorter than the block", "longer than the block"])
+def test_what_the_snapshots_do_not_span_stays_or_goes_to_zero(count: int) -> None:
+    snapshots = np.random.default_rng(1).standard_normal((count, 8))
+    inputs, last = snapshots[:-1].T, snapshots[-1]
+    inside = inputs @ np.linalg.pinv(inputs)
+    operator = textbook.BlockOperator.fit(snapshots)
+    projected = inside @ snapshots[1:].T @ np.linalg.pinv(inputs)
+    true = np.linalg.matrix_power(projected, 6) @ last + last - inside @ last
+    np.testing.assert_allclose(operator.predict_within(last, 6), true, rtol=1e-9, atol=1e-12)
+    same = np.allclose(operator.predict_within(last, 6), operator.predict(last, 6))
+    assert same == (count == 40)
+
+
 def test_constant_weights_stay_and_zeros_stay_zero() -> None:
     window = np.tile(np.arange(SMALL.size, dtype=np.float64), (6, 1))
     for partition in textbook.PARTITIONS:
@@ -151,28 +165,80 @@ def test_a_line_is_carried_on_and_persistence_stays() -> None:
     assert Textbook(SMALL, "weight").predict(window, 1).cost.wall > 0.0
 
 
-def test_the_preset_agrees_with_the_papers_formula_with_a_service_and_without() -> None:
-    span, layout = Span(0, 100, 10), oscillator.LAYOUT
+def recorded_window(steps: int) -> NDArray[np.float32]:
     parameters = oscillator.initial_parameters(range(1))
     optimizer = oscillator.Recipe("adagrad").optimizer(parameters)
     rows = []
-    for _ in range(span.last + 1):
+    for _ in range(steps + 1):
         rows.append(torch.cat([part.detach().flatten() for part in parameters]).numpy())
         oscillator.train_steps(parameters, optimizer, 1)
-    window = np.stack(rows)
+    return np.stack(rows)
+
+
+def oscillator_loss(weights: Array) -> float:
+    return float(oscillator.losses_at(weights[None])[0])
+
+
+def relative_difference(ours: Array, theirs: Array, start: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs - start))
+
+
+def test_the_preset_agrees_with_the_papers_formula_with_a_service_and_without() -> None:
+    layout, window, ahead = oscillator.LAYOUT, recorded_window(100), 10
     with koopcast.connect() as client:
-        predictors = koopcast_predictors(layout, client, len(window), paper_through_service=True)
-        answers = {each.label: each.predict(window, span.ahead).weights for each in predictors}
-    formula = {name: Textbook(layout, name) for name in ("quasi-node", "weight", "tensor")}
+        predictors = koopcast_predictors(
+            layout, client, len(window), oscillator_loss, paper_through_service=True
+        )
+        answers = {each.label: each.predict(window, ahead).weights for each in predictors}
+    assert len(answers) == 11
     for ours, theirs in (("quasi-nodes of 5", "quasi-node"), ("weights", "weight")):
-        true = formula[theirs].predict(window, span.ahead).weights
-        moved = np.linalg.norm(true - window[-1])
+        true = Textbook(layout, theirs).predict(window, ahead).weights
         for how in ("service", "functions alone"):
-            assert np.linalg.norm(answers[f"koopcast, {ours}, {how}"] - true) < 1e-4 * moved
-    assert len(answers) == 10
+            assert relative_difference(answers[f"koopcast, {ours}, {how}"], true, window[-1]) < 1e-4
     for name in ("default", "preset", "tensors"):
         alone, served = (answers[f"koopcast, {name}, {how}"] for how in ("functions alone", "service"))
         np.testing.assert_array_equal(alone, served)
+
+
+def test_with_few_snapshots_the_preset_leaves_what_they_do_not_span() -> None:
+    layout, window = oscillator.LAYOUT, recorded_window(8)[::4]
+    preset = koopcast_predictors(layout, None, len(window), oscillator_loss, paper_through_service=False)[1]
+    assert preset.label == "koopcast, preset, functions alone"
+    ours = preset.predict(window, 1).weights
+    within, formula = (
+        Textbook(layout, "node", within=within).predict(window, 1).weights for within in (True, False)
+    )
+    assert relative_difference(ours, within, window[-1]) < 1e-4
+    assert relative_difference(ours, formula, window[-1]) > 1e-2
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_probe_takes_the_horizon_of_the_lowest_loss_or_stays(share: float) -> None:
+    layout, window, ahead = oscillator.LAYOUT, recorded_window(40), 8
+    operator = koopcast.Operator()
+    with koopcast.connect() as client:
+        wanted = window[-1].astype(np.float64)
+        if share:
+            there = Service(client, layout, operator, "", operator.snapshots_wanted)
+            wanted = there.predict(window, round(share * ahead)).weights
+
+        def distance(weights: Array) -> float:
+            return float(np.linalg.norm(weights - wanted))
+
+        probed = Service(client, layout, operator, "", operator.snapshots_wanted, probe=distance)
+        answer = probed.predict(window, ahead)
+    assert answer.chosen_steps == share * ahead
+    np.testing.assert_allclose(answer.weights, wanted, rtol=1e-6)
+
+
+def test_the_plot_is_drawn_where_a_loss_is_missing_too(tmp_path: Path) -> None:
+    start, true = np.zeros(SMALL.size), np.ones(SMALL.size)
+    found = [
+        score(SMALL, Answer(true, Cost(1.0, 1.0)), start, true, (3.0, loss, 1.0))
+        for loss in (2.0, np.nan, 4.0)
+    ]
+    draw({"adam": {"weights stay": found, "paper, node": found}}, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

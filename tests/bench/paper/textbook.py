@@ -31,12 +31,14 @@ class BlockOperator:
     Attributes:
         outputs: F′, (size, snapshots - 1).
         pseudoinverse: of F, (snapshots - 1, size).
+        modes: orthonormal rows that span F's columns, (rank, size).
         rank: singular values of F that are kept.
         condition: largest over smallest kept singular value.
     """
 
     outputs: Array
     pseudoinverse: Array
+    modes: Array
     rank: int
     condition: float
 
@@ -56,7 +58,7 @@ class BlockOperator:
         inverse = np.divide(1.0, singular, out=np.zeros_like(singular), where=kept)
         condition = float(singular[0] / singular[rank - 1]) if rank else np.nan
         # The snapshots are F's columns: F = rightᵀ S leftᵀ.
-        return cls(snapshots[1:].T, (left * inverse) @ right, rank, condition)
+        return cls(snapshots[1:].T, (left * inverse) @ right, right[:rank], rank, condition)
 
     def predict(self, start: Array, steps: int) -> Array:
         """``U`` to the power `steps`, applied to `start` (size). Not finite where the power overflows.
@@ -69,6 +71,17 @@ class BlockOperator:
                 return np.asarray(np.linalg.matrix_power(self._small(), steps) @ start)
             inner = np.linalg.matrix_power(self._small(), steps - 1)
             return np.asarray(self.outputs @ (inner @ (self.pseudoinverse @ start)))
+
+    def predict_within(self, start: Array, steps: int) -> Array:
+        """``U^steps`` between projections on F's columns; the part of `start` (size) outside them stays.
+
+        The same as `predict` where F has full row rank. Elsewhere ``U^T`` moves that part to zero: F⁺ is blind to it.
+        """
+        coordinates = self.modes @ start
+        reduced = (self.modes @ self.outputs) @ (self.pseudoinverse @ self.modes.T)
+        with np.errstate(over="ignore", invalid="ignore"):
+            moved = np.linalg.matrix_power(reduced, steps) @ coordinates
+            return np.asarray(start + (moved - coordinates) @ self.modes)
 
     def spectral_radius(self) -> float:
         """Largest modulus of U's eigenvalues."""
@@ -114,14 +127,23 @@ def partition_blocks(layout: Layout, partition: str, quasi_inputs: int = 5) -> l
     return blocks
 
 
-def predict(window: Array, blocks: list[Indices], steps: int) -> Array:
-    """Weights `steps` steps after the last row of (snapshots, size), each block by an operator of its own."""
+def predict(window: Array, blocks: list[Indices], steps: int, *, within: bool = False) -> Array:
+    """Weights `steps` steps after the last row of (snapshots, size), each block by an operator of its own.
+
+    Args:
+        window: (snapshots, size).
+        blocks: as `partition_blocks` gives them.
+        steps: how far ahead.
+        within: by `BlockOperator.predict_within`, for blocks of more than one element.
+    """
     predicted = np.empty(window.shape[1])
     if all(len(block) == 1 for block in blocks):
         return _predict_scalars(window, steps)
     for block in blocks:
         snapshots = np.ascontiguousarray(window[:, block])
-        predicted[block] = BlockOperator.fit(snapshots).predict(snapshots[-1], steps)
+        operator = BlockOperator.fit(snapshots)
+        predict_block = operator.predict_within if within else operator.predict
+        predicted[block] = predict_block(snapshots[-1], steps)
     return predicted
 
 
