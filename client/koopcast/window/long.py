@@ -25,7 +25,7 @@ __all__ = ["gram_of"]
 
 Array = npt.NDArray[Any]
 
-_RUN: Final = 128
+_RUN: Final = 65536
 """Products that are added up in float32 before their sum goes to float64."""
 _SHORTEST_BOX: Final = 1 << 17
 _LONGEST_BOX: Final = 1 << 19
@@ -86,7 +86,10 @@ def _is_one_stretch(group: BlockGroup) -> bool:
 
 def _sums(new: Incoming, box: Box) -> Array:
     """Store a box's velocity; (held + 1) its products with the stored ones, and the weights' with themselves."""
-    weights, stored = box.of(new.weights).view(-1).numpy(), box.of(new.velocities).flatten(1).numpy()
+    weights, stored = (
+        box.of(new.weights).view(-1).numpy(),
+        box.of(new.velocities).view(-1, box.elements).numpy(),
+    )
     sums = np.empty(len(stored) + 1)
     with np.errstate(all="ignore"):  # what overflows is found out, and done again
         if len(stored):
