@@ -64,7 +64,7 @@ class Operator:
         window: weight snapshots held, 3 (velocity) or 2 (state) to 1024; or ``"segment"``: all snapshots since the
             segment began count, accumulated as they come, and none of them is stored (for blocks of at most 2048
             parameters, such as nodes).
-        rank: ``"auto"`` (energy 1 - 1e-8, at most half the window), ``"energy"`` (see `energy`),
+        rank: ``"auto"`` (energy 1 - 1e-10, at most half the window), ``"energy"`` (see `energy`),
             ``"gavish-donoho"`` (optimal threshold for unknown noise), ``"backtest"`` (for each block and horizon the
             rank that would have served best), or a number of modes.
         energy: with ``rank="energy"``, the share of the squared singular values that is kept, in (0, 1]; 1 keeps all

@@ -6,7 +6,8 @@ Rooms, and what each may know (arrows point downwards only)::
     demo, plots                       what needs the extra demo: they use the public client only
     grpc_*, http_*                    decode, call, encode
     jobs, job, leases, uploads        lifecycle, leases, memory budget, the rules of segments and steps
-    engine, held_window, solving      the only code that touches the device
+    engine, held_window, solving,     the only code that touches the device
+      window_shape
     telling                           users' words to the operators' numbers and back
     koopman, koopcast.window          pure operators; where snapshots live
 """

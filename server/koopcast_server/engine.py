@@ -18,7 +18,8 @@ from typing import Final, ParamSpec, TypeVar
 import psutil
 import torch
 
-from koopcast_server.held_window import HeldWindow, JobShape, rehearse
+from koopcast_server.held_window import HeldWindow, rehearse
+from koopcast_server.window_shape import JobShape
 
 __all__ = ["DeviceMissing", "Engine", "finished"]
 

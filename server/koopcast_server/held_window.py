@@ -14,12 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from koopcast.blocks import BlockPlan
 from koopcast.errors import DataLoss, FailedPrecondition, InvalidArgument
-from koopcast.operator import MAX_SEGMENT_BLOCK, Operator
-from koopcast.partition import plan_blocks
+from koopcast.operator import Operator
 from koopcast.prediction import Block, Summary
-from koopcast.window import Segment, Window
 from koopcast.wire import (
     CHUNK_BYTES,
     ELEMENT_BYTES,
@@ -32,77 +29,12 @@ from koopcast.wire import (
 from koopcast_server.koopman import UnevenClockError, mask_displacement_, resampling, totals
 from koopcast_server.solving import Horizons, Solved, Solver
 from koopcast_server.telling import block_reports, settings_of, summary_of
+from koopcast_server.window_shape import DTYPES, JobShape
 
-__all__ = ["Answer", "HeldWindow", "JobShape", "Question", "narrowed_chunks", "rehearse"]
+__all__ = ["Answer", "HeldWindow", "Question", "narrowed_chunks", "rehearse"]
 
-_DTYPES: Final = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-_MOST_GROUPS: Final = 16_384
-"""Batches of blocks: each costs a few calls a snapshot."""
-_MOST_WORK: Final = 1e12
-"""Blocks times the cube of their size or their window: minutes on a few cores."""
-_SCRATCH_PER_SQUARE: Final = 256
-"""Bytes that decomposing one R factor takes, over the square of the block's size (`koopcast.window.segment`)."""
-_FREE_SCRATCH_BYTES: Final = 64 << 20
-"""Scratch that every window may take and no job is charged for."""
 _MASKED_AT_ONCE: Final = 1 << 20
 """Elements of a displacement that are masked at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobShape:
-    """What a window is made for.
-
-    Attributes:
-        layout: the snapshot's tensors.
-        operator: the job's operator.
-        stride: trainer steps between snapshots.
-        window_dtype: element type of the stored velocities.
-        plan: the blocks.
-    """
-
-    layout: Layout
-    operator: Operator
-    stride: int
-    window_dtype: str
-    plan: BlockPlan
-
-    @classmethod
-    def of(cls, layout: Layout, operator: Operator, stride: int, window_dtype: str) -> JobShape:
-        """Plans the blocks.
-
-        Raises:
-            InvalidArgument: units that are none, blocks too large for ``window="segment"``, or more work than a
-                service should take.
-        """
-        plan = plan_blocks(layout.specs, operator.partition, operator.quasi_node_inputs)
-        _refuse_unworkable(plan, operator)
-        return cls(layout, operator, stride, window_dtype, plan)
-
-    @property
-    def bytes_needed(self) -> int:
-        """Device memory of a job: the window, one answer under way, and what large R factors need beside them.
-
-        Unit: bytes.
-        """
-        operator, stored = self.operator, _DTYPES[self.layout.storage_dtype]
-        if operator.window == "segment":
-            held: int = Segment.bytes_needed(self.plan, observable=operator.observable, snapshot_dtype=stored)
-            largest = max(group.size for group in self.plan.groups)
-            held += max(0, _SCRATCH_PER_SQUARE * largest**2 - _FREE_SCRATCH_BYTES)
-        else:
-            held = Window.bytes_needed(
-                self.plan,
-                operator.window,
-                snapshot_dtype=stored,
-                window_dtype=_DTYPES[self.window_dtype],
-                with_state=operator.observable == "state",
-            )
-        return held + self.layout.elements * stored.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +88,7 @@ class HeldWindow:
         self._layout = shape.layout
         self._operator = shape.operator
         self._dtype = shape.layout.storage_dtype
-        self._window = _store(shape, device)
+        self._window = shape.new_store(device)
         self._solver = Solver(self._window, shape.plan)
 
     @property
@@ -207,7 +139,7 @@ class HeldWindow:
         """Gives the device memory back, whoever still refers to this object; no snapshot is held any more."""
         layout = Layout({"freed": TensorSpec("float32", (1,))})
         shape = JobShape.of(layout, Operator(window=3), 1, "float32")
-        self._window = _store(shape, torch.device("cpu"))
+        self._window = shape.new_store(torch.device("cpu"))
         self._solver = Solver(self._window, shape.plan)
 
     def solve(self, operators: Sequence[Operator], question: Question) -> list[list[Answer]]:
@@ -257,7 +189,7 @@ class HeldWindow:
 
     def displacement(self, answer: Answer) -> torch.Tensor:
         """The answer's displacement, all tensors flat, on the CPU in the storage type."""
-        out = torch.empty(self._layout.elements, dtype=_DTYPES[self._dtype], device=self._window.device)
+        out = torch.empty(self._layout.elements, dtype=DTYPES[self._dtype], device=self._window.device)
         self._solver.write(answer.solved, out)
         if self._operator.mask_tolerance is not None:
             for start in range(0, len(out), _MASKED_AT_ONCE):
@@ -332,35 +264,6 @@ class HeldWindow:
         )
 
 
-def _refuse_unworkable(plan: BlockPlan, operator: Operator) -> None:
-    largest = max(group.size for group in plan.groups)
-    if len(plan.groups) > _MOST_GROUPS:
-        raise InvalidArgument(
-            f"partition={operator.partition!r} makes {len(plan.groups)} batches of blocks of these tensors; at most "
-            f'{_MOST_GROUPS}: use partition="network"',
-            field="partition",
-            limit=_MOST_GROUPS,
-        )
-    if operator.window == "segment":
-        if largest > MAX_SEGMENT_BLOCK:
-            raise InvalidArgument(
-                f'window="segment" accumulates an R factor for each block, of at most {MAX_SEGMENT_BLOCK} parameters; '
-                f"the largest has {largest}: use a smaller partition, or a window of snapshots",
-                field="window",
-                limit=MAX_SEGMENT_BLOCK,
-            )
-        work = sum(group.count * group.size**3 for group in plan.groups)
-    else:
-        work = sum(group.count * min(operator.window, group.size) ** 3 for group in plan.groups)
-    if work > _MOST_WORK:
-        raise InvalidArgument(
-            f"{plan.block_count} blocks of this window are {work:.1e} operations to solve; at most {_MOST_WORK:.0e}: "
-            "use a shorter window or a coarser partition",
-            field="window",
-            limit=_MOST_WORK,
-        )
-
-
 def rehearse(device: torch.device) -> None:
     """Runs a tiny job through every step once, so that lazy loading in libraries does not delay the first real one."""
     layout = Layout({"rehearsal": TensorSpec("float32", (8,))})
@@ -384,23 +287,3 @@ def narrowed_chunks(flat: torch.Tensor, wire_dtype: str) -> Iterator[tuple[int, 
     for start in range(0, len(values), step):
         data = narrow(values[start : start + step], wire_dtype)
         yield start * width, data.tobytes()
-
-
-def _store(shape: JobShape, device: torch.device) -> Window | Segment:
-    operator, stored = shape.operator, _DTYPES[shape.layout.storage_dtype]
-    if operator.window == "segment":
-        return Segment(
-            shape.plan,
-            observable=operator.observable,
-            forgetting=operator.forgetting,
-            snapshot_dtype=stored,
-            device=device,
-        )
-    return Window(
-        shape.plan,
-        operator.window,
-        snapshot_dtype=stored,
-        window_dtype=_DTYPES[shape.window_dtype],
-        with_state=operator.observable == "state",
-        device=device,
-    )

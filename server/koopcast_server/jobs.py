@@ -14,9 +14,9 @@ from koopcast.errors import AlreadyExists, NotFound, PermissionDenied, ResourceE
 from koopcast.names import check_job_name
 from koopcast.wire import Layout
 from koopcast_server.engine import Engine
-from koopcast_server.held_window import JobShape
 from koopcast_server.job import Job, JobSpec, difference
 from koopcast_server.leases import WriterLease
+from koopcast_server.window_shape import JobShape
 
 __all__ = ["Jobs", "OpenMode", "Opened"]
 

@@ -29,7 +29,7 @@ def snapshot(path: LinearTrajectory, index: int) -> dict[str, np.ndarray]:
 
 def filled(client: koopcast.Client, name: str, path: LinearTrajectory, **settings: Any) -> koopcast.Job:
     job = client.open_job(name, snapshot(path, 0), stride=STRIDE, **settings)
-    for index in range(job.operator.window):
+    for index in range(job.operator.snapshots_wanted):
         job.push(STRIDE * index, snapshot(path, index))
     return job
 

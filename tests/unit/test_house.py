@@ -28,11 +28,12 @@ CLIENT_TORCH = ("koopcast.hook", "koopcast.window", "koopcast.testing")
 SERVER_TORCH = (
     "koopcast_server.koopman",
     "koopcast_server.held_window",
+    "koopcast_server.window_shape",
     "koopcast_server.solving",
     "koopcast_server.engine",
     "koopcast_server.demo",
 )
-"""Where torch is at home. `held_window` is the engine's part that holds one job's window, `solving` asks it."""
+"""Where torch is at home. `held_window`, `window_shape` and `solving` are the engine's parts for one job."""
 DEMO = ("koopcast_server.demo", "koopcast_server.plots")
 """What needs the extra `demo`, above all matplotlib."""
 NO_IO = {"asyncio", "io", "logging", "os", "pathlib", "socket", "subprocess", "threading", "time", "warnings"}
@@ -188,6 +189,16 @@ def test_the_mathematics_knows_torch_and_itself() -> None:
         and (found.package not in sys.stdlib_module_names or found.package in NO_IO)
     ]
     assert wrong == []
+
+
+def test_only_one_module_asks_lapack_for_eigenvalues() -> None:
+    """MKL's were seen to end the process on some finite matrices; `koopman.eigen` keeps these from it."""
+    calls = {
+        module_name(path, ROOMS["koopcast_server"])
+        for path in (ROOMS["koopcast_server"] / "koopcast_server").rglob("*.py")
+        if re.search(r"linalg\.eig(vals)?\(", path.read_text(encoding="utf-8"))
+    }
+    assert calls == {"koopcast_server.koopman.eigen"}
 
 
 def test_the_window_knows_neither_side() -> None:

@@ -25,7 +25,7 @@ __all__ = ["gram_of"]
 
 Array = npt.NDArray[Any]
 
-_RUN: Final = 65536
+_RUN: Final = 128
 """Products that are added up in float32 before their sum goes to float64."""
 _SHORTEST_BOX: Final = 1 << 17
 _LONGEST_BOX: Final = 1 << 19

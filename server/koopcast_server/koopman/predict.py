@@ -11,7 +11,7 @@ from torch import Tensor
 
 from koopcast_server.koopman.backtest import Backtest, backtest
 from koopcast_server.koopman.clock import Resampling
-from koopcast_server.koopman.confidence import at_stride, least_error, predicted_error
+from koopcast_server.koopman.confidence import at_stride, least_error, predicted_error, spread_of
 from koopcast_server.koopman.modes import Modes, modes_of
 from koopcast_server.koopman.pairs import Problem, from_trajectory
 from koopcast_server.koopman.propagate import advance
@@ -225,16 +225,14 @@ def _displacements(
 def _spread(
     analysis: _Analysis, now: Tensor, choices: Tensor, horizons: Sequence[float], offset: float
 ) -> Tensor:
-    """(H, B): how far the operators of the oldest fold disagree, relative to the displacement; NaN without a fold."""
+    """(H, B): how far the operators of the oldest fold disagree, see `spread_of`; NaN without a fold."""
     earlier = analysis.tested.earlier
     if earlier is None:
         return now.new_full(now.shape[:2], torch.nan)
     before = _displacements(
         analysis, earlier.fitted, earlier.operator, earlier.spectrum, choices, horizons, offset
     )
-    length = torch.linalg.vector_norm(now, dim=-1)
-    apart = torch.linalg.vector_norm(now - before, dim=-1)
-    return torch.where(length > 0, apart / length, torch.nan)
+    return spread_of(now, before)
 
 
 def _bounded(problem: Problem, displacement: Tensor, settings: OperatorSettings) -> tuple[Tensor, Tensor]:

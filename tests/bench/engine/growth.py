@@ -10,7 +10,6 @@ from typing import Literal
 
 from engine.jobs import RANK, Job, matrix_of, one_block
 from engine.measuring import apart, median_seconds, milliseconds, table
-
 from koopcast.operator import Operator
 from koopcast.wire import TensorSpec
 
@@ -74,18 +73,21 @@ class Sweep:
 
 
 def measure(grid: Grid, threads: int, rounds: int) -> list[Sweep]:
-    """All three sweeps, each point in a process of its own."""
+    """All three sweeps, each in a process of its own."""
     plans: tuple[tuple[Axis, str, Sequence[int]], ...] = (
         ("elements", f"m = {LENGTH}, one block", grid.elements),
         ("window", f"n = {grid.fixed:,}, one block", grid.windows),
         ("blocks", f"n = {grid.fixed:,}, m = {LENGTH}", grid.blocks),
     )
     return [
-        Sweep(
-            axis, fixed, tuple(apart(threads, point_at, axis, value, grid.fixed, rounds) for value in values)
-        )
+        Sweep(axis, fixed, apart(threads, points_at, axis, tuple(values), grid.fixed, rounds))
         for axis, fixed, values in plans
     ]
+
+
+def points_at(axis: Axis, values: tuple[int, ...], fixed: int, rounds: int) -> tuple[Point, ...]:
+    """Measure one sweep, one window after the other."""
+    return tuple(point_at(axis, value, fixed, rounds) for value in values)
 
 
 def point_at(axis: Axis, value: int, fixed: int, rounds: int) -> Point:

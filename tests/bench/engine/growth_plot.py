@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
-from engine.growth import BOUNDS, Sweep
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from engine.growth import BOUNDS, Sweep
 
 __all__ = ["draw"]
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from koopcast.operator import Operator
 from koopcast.window import Window
 from koopcast.wire import Layout, TensorSpec
-from koopcast_server.held_window import Answer, HeldWindow, JobShape, Question
+from koopcast_server.held_window import Answer, HeldWindow, Question
+from koopcast_server.window_shape import JobShape
 
 __all__ = ["AHEAD", "RANK", "Job", "Motion", "matrix_of", "one_block"]
 
@@ -37,7 +38,7 @@ class Motion:
         """Write the snapshot at `time` into `out`, (n,) float32, without scratch."""
         angles = torch.tensor(_ANGLES) * time
         amplitudes = _DECAY**time * torch.cat([angles.cos(), angles.sin()])
-        for some in out.split(self._shapes.shape[1]):
+        for some in torch.split(out, self._shapes.shape[1]):
             torch.mv(self._shapes[:, : len(some)].t(), amplitudes, out=some)
 
 

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, Generic, ParamSpec, TypeVar
 
 import torch
 
@@ -38,7 +39,7 @@ def apart(threads: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwa
     with _environment(threads):
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return pool.submit(_call, threads, function, *args, **kwargs).result()
+            return pool.submit(_Call(threads, function), *args, **kwargs).result()
 
 
 def median_seconds(work: Callable[[], object], rounds: int, *, least: float = 0.05) -> float:
@@ -87,9 +88,16 @@ def _lines(path: str, name: str) -> Iterator[str]:
                 yield line.partition(":")[2].strip()
 
 
-def _call(threads: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    torch.set_num_threads(threads)
-    return function(*args, **kwargs)
+@dataclass(frozen=True, slots=True)
+class _Call(Generic[P, T]):
+    """A function and torch's threads, in one thing that can be pickled."""
+
+    threads: int
+    function: Callable[P, T]
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        torch.set_num_threads(self.threads)
+        return self.function(*args, **kwargs)
 
 
 @contextmanager

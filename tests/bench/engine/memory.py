@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
 from engine.jobs import RANK, Job, matrix_of, one_block
 from engine.measuring import apart, table
-
-from koopcast.operator import Observable, Operator
+from koopcast.operator import Observable, Operator, Partition
 
 __all__ = ["Case", "measure"]
 
@@ -67,7 +67,7 @@ def measure(cases: Sequence[Case], threads: int) -> str:
 
 def peaks(case: Case) -> Peaks:
     """Fill, answer, and watch. A small job before it brings libraries and their buffers into memory."""
-    partition = "network" if case.blocks == 1 else "node"
+    partition: Partition = "network" if case.blocks == 1 else "node"
     operator = Operator(observable=case.observable, partition=partition, window=LENGTH, rank=RANK)
     small = Job(one_block(4096) if case.blocks == 1 else matrix_of(64, case.size), operator)
     small.fill()

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from engine.jobs import RANK, Job, Motion
 from engine.measuring import apart, median_seconds, milliseconds, table
 from engine.versus_pydmd import evaluate, pydmd_fit
-from torch import Tensor
-
 from koopcast.operator import Operator
 from koopcast.wire import TensorSpec
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from engine.jobs import AHEAD, RANK, Job, Motion, one_block
 from engine.measuring import apart, median_seconds, milliseconds, table
-
 from koopcast.operator import Observable, Operator
 from koopcast.wire import CHUNK_BYTES, checksum
 
@@ -29,6 +29,7 @@ __all__ = ["PydmdTimes", "agreement", "blas_kernels", "compare", "evaluate", "py
 Array = npt.NDArray[Any]
 
 LENGTH = 16
+OBSERVABLES: tuple[Observable, ...] = ("velocity", "state")
 _COMPARED = 1 << 20
 """Elements of the two predictions that are compared: the snapshots repeat after as many."""
 
@@ -75,14 +76,15 @@ def compare(elements: Sequence[int], alone: Sequence[int], threads: Sequence[int
         rounds: times that PyDMD and the engine are measured, in turn.
     """
     kernels: set[str] = set()
-    rows = []
+    rows: list[list[str]] = []
     for count in threads:
         for size in (*elements, *alone):
-            theirs, ours = [], []
+            theirs: list[PydmdTimes] = []
+            ours: list[dict[Observable, EngineTimes]] = []
             for _ in range(rounds):
                 if size in elements:
                     theirs.append(apart(count, pydmd_times, size))
-                ours.append({name: apart(count, engine_times, size, name) for name in ("velocity", "state")})
+                ours.append({name: apart(count, engine_times, size, name) for name in OBSERVABLES})
             kernels |= {one.blas for one in theirs}
             rows += _rows(size, count, theirs, ours)
     head = (
@@ -140,7 +142,7 @@ def evaluate(fitted: Any, length: int) -> Array:
 
 def blas_kernels() -> str:
     """Which OpenBLAS kernels NumPy runs, on how many threads."""
-    from threadpoolctl import threadpool_info
+    from threadpoolctl import threadpool_info  # type: ignore[import-untyped]  # ships no annotations
 
     found = {
         f"{one['internal_api']} {one['version']} ({one['architecture']}, {one['num_threads']} threads)"

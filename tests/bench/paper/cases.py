@@ -10,6 +10,8 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+import koopcast
 from paper import classifier, oscillator, textbook
 from paper.engines import koopcast_predictors
 from paper.images import load_images
@@ -20,14 +22,12 @@ from paper.scores import HEADER, Score, conditioning, row, score
 from paper.timing import Cost, Stopwatch
 from paper.trajectories import Span, recorded
 
-import koopcast
-
 __all__ = ["run_classifier", "run_oscillator"]
 
 _LONGEST_WIDE: Final = 1_000
 """Most snapshots for which operators of the classifier's whole layers (15,700 weights) are computed."""
 _PUSHED_WHOLE: Final = 1
-"""Networks whose every step is pushed to the service, for the paper's operators: it takes minutes for each."""
+"""Networks whose every step is pushed to the service, for the preset: it may take minutes for each."""
 
 
 Loss = Callable[[NDArray[np.float64]], float]
@@ -96,7 +96,11 @@ class Table:
             if name in ("node", "tensor") and rows - 1 < max(len(block) for block in blocks):
                 yield Textbook(self.layout, name, within=True)
         yield from koopcast_predictors(
-            self.layout, self.client, rows, loss_at, paper_through_service=network < _PUSHED_WHOLE
+            self.layout,
+            self.client,
+            rows,
+            loss_at,
+            ("default", "preset") if network < _PUSHED_WHOLE else ("default",),
         )
 
 

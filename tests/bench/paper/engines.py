@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from paper.networks import Layout
-from paper.predictors import Answer, Predictor, Snapshots
-from paper.timing import Cost, Stopwatch
 
 import koopcast
 from koopcast import wire
 from koopcast.operator import MAX_SEGMENT_BLOCK, MAX_WINDOW
-from koopcast_server.held_window import HeldWindow, JobShape, Question
+from koopcast_server.held_window import HeldWindow, Question
+from koopcast_server.window_shape import JobShape
+from paper.networks import Layout
+from paper.predictors import Answer, Predictor, Snapshots
+from paper.timing import Cost, Stopwatch
 
-__all__ = ["Direct", "Sampling", "Service", "koopcast_predictors"]
+__all__ = ["OPERATORS", "Direct", "Sampling", "Service", "koopcast_predictors"]
 
 Array = NDArray[np.float64]
 Loss = Callable[[Array], float]
 
 _PATIENCE_SECONDS: Final = 600.0
 """How long an answer may take: nodes of 785 weights take longer than the usual deadline."""
+OPERATORS: Final = ("default", "preset", "quasi-nodes of 5", "weights", "tensors")
+"""Names of koopcast's operators here: its default, and what the preset makes of nodes and of other blocks."""
 _PROBED: Final = (1 / 8, 1 / 4, 1 / 2, 1.0)
 """Shares of T that a probe may choose."""
 
@@ -141,7 +144,7 @@ class Direct:
 
 
 def koopcast_predictors(
-    layout: Layout, client: koopcast.Client | None, rows: int, probe: Loss, *, paper_through_service: bool
+    layout: Layout, client: koopcast.Client | None, rows: int, probe: Loss, served: Collection[str]
 ) -> list[Predictor]:
     """The default operator, without a probe and with one; and the paper's, as the preset has them.
 
@@ -152,37 +155,40 @@ def koopcast_predictors(
         client: of a service; None: without one.
         rows: of the window.
         probe: loss at flat weights.
-        paper_through_service: push all of its steps to the service as well, which takes its time.
+        served: which of `OPERATORS` also go through the service; pushing every step there takes its time.
     """
-    paper = koopcast.Operator.preset("dogra-redman")
-    accumulated = max(math.prod(shape) for shape in layout.shapes.values()) <= MAX_SEGMENT_BLOCK
-    longest = rows if accumulated else min(rows, MAX_WINDOW)
-    known = [
-        ("default", koopcast.Operator(), koopcast.Operator().snapshots_wanted, ""),
-        ("preset", paper, rows, "paper, node"),
-        (
-            "quasi-nodes of 5",
-            replace(paper, partition="quasi_node", quasi_node_inputs=5),
-            rows,
-            "paper, quasi-node of 5",
-        ),
-        ("weights", replace(paper, partition="weight"), rows, "paper, weight"),
-        (
-            "tensors",
-            replace(paper, partition="tensor", window="segment" if accumulated else longest),
-            longest,
-            "paper, tensor" if longest == rows else "",
-        ),
-    ]
     predictors: list[Predictor] = []
-    for name, operator, snapshots, formula in known:
+    for name, operator, formula in zip(OPERATORS, *_operators(layout, rows), strict=True):
+        snapshots = rows if operator.window == "segment" else operator.window
         predictors.append(Direct(layout, operator, name, snapshots, formula))
-        if client is not None and (paper_through_service or name == "default"):
+        if client is not None and name in served:
             predictors.append(Service(client, layout, operator, name, snapshots, formula))
     if client is not None:
         default, snapshots = koopcast.Operator(), koopcast.Operator().snapshots_wanted
         predictors.append(Service(client, layout, default, "default with a probe", snapshots, probe=probe))
     return predictors
+
+
+def _operators(layout: Layout, rows: int) -> tuple[list[koopcast.Operator], list[str]]:
+    """For each of `OPERATORS` the operator, and the label of the formula that it should agree with."""
+    paper = koopcast.Operator.preset("dogra-redman")
+    largest = max(math.prod(shape) for shape in layout.shapes.values())
+    window: int | Literal["segment"] = "segment" if largest <= MAX_SEGMENT_BLOCK else min(rows, MAX_WINDOW)
+    operators = [
+        koopcast.Operator(),
+        paper,
+        replace(paper, partition="quasi_node", quasi_node_inputs=5),
+        replace(paper, partition="weight"),
+        replace(paper, partition="tensor", window=window),
+    ]
+    whole = window in ("segment", rows)
+    return operators, [
+        "",
+        "paper, node",
+        "paper, quasi-node of 5",
+        "paper, weight",
+        "paper, tensor" if whole else "",
+    ]
 
 
 def _flat(prediction: koopcast.Prediction) -> Array:

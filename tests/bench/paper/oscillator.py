@@ -16,8 +16,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from paper.networks import Layout
 from torch import Tensor
+
+from paper.networks import Layout
 
 __all__ = [
     "LAYOUT",

@@ -1,4 +1,4 @@
-"""The oscillators' losses: at t₂, where training gets, and where each operator would put the weights."""
+"""The oscillators' losses where training gets and where each operator would put the weights, over that at t₂."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
+
 from paper.scores import Score
 
 __all__ = ["draw"]
-
-Array = NDArray[np.float64]
 
 _SHOWN: Final = {
     "paper, node": "paper: node",
@@ -39,31 +37,26 @@ def draw(scores: Mapping[str, Mapping[str, Sequence[Score]]], path: Path) -> Non
     """
     with mpl.rc_context({"font.size": 9}):
         figure = Figure(figsize=(10.5, 5.0), layout="constrained")
-        panels = figure.subplots(1, len(scores), squeeze=False)[0]
+        panels = figure.subplots(1, len(scores), squeeze=False, sharey=True)[0]
         for axes, (optimizer, found) in zip(panels, scores.items(), strict=True):
             _panel(axes, found, optimizer.capitalize())
-        panels[0].set_ylabel("loss of each network; bar: median")
+        panels[0].set_ylabel("loss at the end / loss at t₂ (bar: median)")
         figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
 def _panel(axes: Axes, scores: Mapping[str, Sequence[Score]], title: str) -> None:
     some = next(iter(scores.values()))
-    before = np.array([each.loss_before for each in some])
-    columns = [("at t₂", before, _GREY), ("training, T later", _trained(some), _GREY)]
+    columns = [("training itself", [each.loss_trained / each.loss_before for each in some], _GREY)]
     for label, shown in _SHOWN.items():
         if label in scores:
-            losses = np.nan_to_num([each.loss_predicted for each in scores[label]], nan=np.inf)
-            columns.append((shown, losses, _BLUE if "koopcast" in label else _ORANGE))
-    for place, (_, losses, colour) in enumerate(columns):
-        finite = losses[np.isfinite(losses)]
-        spread = np.linspace(-0.28, 0.28, len(finite))
-        axes.scatter(place + spread, finite, s=9, color=colour, alpha=0.75, linewidths=0)
-        axes.hlines(np.median(losses), place - 0.38, place + 0.38, color=colour, linewidth=2)
-    axes.axhline(float(np.median(before)), color=_GREY, linewidth=1, linestyle="--")
+            ratios = [each.loss_predicted / each.loss_before for each in scores[label]]
+            columns.append((shown, ratios, _BLUE if "koopcast" in label else _ORANGE))
+    for place, (_, ratios, colour) in enumerate(columns):
+        values = np.nan_to_num(ratios, nan=np.inf)
+        finite = values[np.isfinite(values)]
+        axes.scatter(place + np.linspace(-0.28, 0.28, len(finite)), finite, s=9, color=colour, linewidths=0)
+        axes.hlines(np.median(values), place - 0.38, place + 0.38, color=colour, linewidth=2)
+    axes.axhline(1.0, color="black", linewidth=1, linestyle="--")
     axes.set_xticks(range(len(columns)), [name for name, _, _ in columns], rotation=55, ha="right")
     axes.set(yscale="log", title=title)
     axes.grid(axis="y", alpha=0.3)
-
-
-def _trained(some: Sequence[Score]) -> Array:
-    return np.array([each.loss_trained for each in some])

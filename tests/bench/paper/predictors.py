@@ -7,11 +7,12 @@ from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
 from paper import textbook
 from paper.networks import Layout
 from paper.timing import Cost, Stopwatch
 
-__all__ = ["Answer", "Average", "Line", "Predictor", "Snapshots", "Stay", "Textbook", "WITHIN"]
+__all__ = ["WITHIN", "Answer", "Average", "Line", "Predictor", "Snapshots", "Stay", "Textbook"]
 
 Array = NDArray[np.float64]
 Snapshots = NDArray[np.float32]

@@ -38,7 +38,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="networks a table (25 oscillators, 5 classifiers)")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="where training runs are kept")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="3 networks, early and short windows: a trial")
+    parser.add_argument(
+        "--quick", action="store_true", help="3 networks, early and short windows, digits: a trial"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the oscillators' losses there")
     parser.add_argument("--no-service", action="store_true", help="only what needs no koopcast service")
     return parser.parse_args()
@@ -51,7 +53,7 @@ def main() -> None:
     quick = arguments.quick
     span = Span(2_000, 2_500, 125) if quick else Span(35_000, 45_000, 2_500)
     optimizers = OPTIMIZERS if arguments.optimizer == "all" else (arguments.optimizer,)
-    datasets = DATASETS if arguments.dataset == "all" else (arguments.dataset,)
+    datasets = (("digits",) if quick else DATASETS) if arguments.dataset == "all" else (arguments.dataset,)
     with contextlib.nullcontext() if arguments.no_service else koopcast.connect() as client:
         if arguments.case != "classifier":
             scores, seeds = {}, arguments.seeds or (3 if quick else 25)

@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
 from paper import textbook
 from paper.networks import Layout
 from paper.predictors import Answer

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+
+import koopcast
 from paper import classifier, oscillator, textbook
-from paper.engines import Sampling, Service, koopcast_predictors
+from paper.engines import OPERATORS, Sampling, Service, koopcast_predictors
 from paper.images import FASHION_VARIABLE, ImagesMissing, load_images
 from paper.networks import Layout
 from paper.plot import draw
@@ -18,8 +20,6 @@ from paper.predictors import Answer, Average, Line, Stay, Textbook
 from paper.scores import row, score
 from paper.timing import Cost
 from paper.trajectories import Span, recorded
-
-import koopcast
 
 Array = NDArray[np.float64]
 SMALL = Layout((7, 3, 2))
@@ -186,9 +186,7 @@ def relative_difference(ours: Array, theirs: Array, start: NDArray[np.float32]) 
 def test_the_preset_agrees_with_the_papers_formula_with_a_service_and_without() -> None:
     layout, window, ahead = oscillator.LAYOUT, recorded_window(100), 10
     with koopcast.connect() as client:
-        predictors = koopcast_predictors(
-            layout, client, len(window), oscillator_loss, paper_through_service=True
-        )
+        predictors = koopcast_predictors(layout, client, len(window), oscillator_loss, OPERATORS)
         answers = {each.label: each.predict(window, ahead).weights for each in predictors}
     assert len(answers) == 11
     for ours, theirs in (("quasi-nodes of 5", "quasi-node"), ("weights", "weight")):
@@ -202,7 +200,7 @@ def test_the_preset_agrees_with_the_papers_formula_with_a_service_and_without() 
 
 def test_with_few_snapshots_the_preset_leaves_what_they_do_not_span() -> None:
     layout, window = oscillator.LAYOUT, recorded_window(8)[::4]
-    preset = koopcast_predictors(layout, None, len(window), oscillator_loss, paper_through_service=False)[1]
+    preset = koopcast_predictors(layout, None, len(window), oscillator_loss, ())[1]
     assert preset.label == "koopcast, preset, functions alone"
     ours = preset.predict(window, 1).weights
     within, formula = (

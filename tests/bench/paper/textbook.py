@@ -14,6 +14,7 @@ from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
 from paper.networks import Layout
 
 __all__ = ["PARTITIONS", "BlockOperator", "partition_blocks", "predict"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from paper.oscillator import LAYOUT, Recipe, initial_parameters, train_steps
 
 __all__ = ["Span", "default_cache", "recorded"]

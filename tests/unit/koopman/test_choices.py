@@ -38,13 +38,13 @@ def test_auto_is_at_most_half_the_window_and_at_least_one() -> None:
     flat = torch.ones(1, 11, dtype=torch.float64)
     assert int(auto_rank(flat, 12, common_part=False)) == 6
     assert int(auto_rank(flat, 3, common_part=False)) == 1
-    assert int(auto_rank(singular(1.0, 2e-8, 0.0), 12, common_part=False)) == 2
-    assert int(auto_rank(singular(1.0, 1e-9, 0.0), 12, common_part=False)) == 1
+    assert int(auto_rank(singular(1.0, 2e-10, 0.0), 12, common_part=False)) == 2
+    assert int(auto_rank(singular(1.0, 1e-11, 0.0), 12, common_part=False)) == 1
 
 
 def test_auto_looks_past_the_common_part_of_weights() -> None:
-    assert int(auto_rank(singular(1e9, 1.0, 0.5, 1e-9), 12, common_part=True)) == 3
-    assert int(auto_rank(singular(1e9, 1.0, 0.5, 1e-9), 12, common_part=False)) == 1
+    assert int(auto_rank(singular(1e11, 1.0, 0.5, 1e-11), 12, common_part=True)) == 3
+    assert int(auto_rank(singular(1e11, 1.0, 0.5, 1e-11), 12, common_part=False)) == 1
 
 
 def test_no_rule_keeps_what_is_noise() -> None:
