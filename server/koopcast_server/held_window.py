@@ -167,22 +167,22 @@ class HeldWindow:
         ]
 
     def summary(self, horizon_steps: float) -> Summary | None:
-        """All blocks of the window as it is now; None while it holds too few snapshots.
+        """All blocks of the window as it is now, at that horizon; None while it holds too few snapshots.
 
-        At that horizon, or as far as the back-test looks where that is nearer: farther on nothing was tested.
+        Whether blocks are trusted is said of as far as the back-test looks, be the horizon farther or not.
         """
         if self.snapshots_held < self._operator.minimum_snapshots:
             return None
-        question = Question((self._tested(horizon_steps),), 0.0, most_blocks=0)
-        (answer,) = self.solve([self._operator], question)[0]
-        return answer.summary
+        asked = Horizons((horizon_steps / self._shape.stride,))
+        (solved,) = self._solver.solve(settings_of(self._operator), asked)
+        return summary_of(totals(solved.report, solved.moved, extrapolated=False))
 
     def reports(self, horizon_steps: float, first: int, count: int) -> tuple[Block, ...]:
         """Some blocks likewise, with their modes; empty while it holds too few snapshots."""
         wanted = range(self.block_count)[first : first + count]
         if self.snapshots_held < self._operator.minimum_snapshots or not wanted:
             return ()
-        strides = self._tested(horizon_steps) / self._shape.stride
+        strides = horizon_steps / self._shape.stride
         report, modes = self._solver.describe(settings_of(self._operator), strides, wanted)
         moves = (report.rank > 0) & ~(report.backtest_error >= 1.0) | self._operator.always_move
         return block_reports(self._shape.plan, self._shape.stride, wanted, report, moves, strides, modes)
@@ -204,10 +204,6 @@ class HeldWindow:
 
     def _empty(self) -> None:
         self._window.clear()
-
-    def _tested(self, horizon_steps: float) -> float:
-        """The horizon, or as far as the back-test looks where that is nearer."""
-        return min(horizon_steps, self._solver.tested_strides * self._shape.stride)
 
     def _answer(self, solved: Solved, steps: float, reach: float, strides: float, most_blocks: int) -> Answer:
         extrapolated = reach > solved.report.backtest_strides

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from engine.growth import BOUNDS, Sweep
 
@@ -23,7 +24,6 @@ def draw(sweeps: Sequence[Sweep], path: Path) -> None:
         for axes, sweep in zip(figure.subplots(1, len(sweeps)), sweeps, strict=True):
             _panel(axes, sweep)
         figure.axes[0].set_ylabel("seconds")
-        figure.axes[0].legend(loc="upper left")
         figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
@@ -41,7 +41,11 @@ def _panel(axes: Axes, sweep: Sweep) -> None:
         allowed = f"power {power:.0f}" if name == "answer" else None
         ends = (times[-1] * (start / end) ** power, times[-1])
         axes.loglog((start, end), ends, color=f"C{number}", linewidth=0.8, linestyle="--", label=allowed)
-    least = min(min(times) for times in lines.values())
+    least, most = min(map(min, lines.values())), max(map(max, lines.values()))
     axes.set(title=sweep.fixed, xlabel=_NAMES[sweep.axis])
-    axes.set_ylim(bottom=least / 3)
+    axes.set_ylim(bottom=least / 3, top=20 * most)
+    if sweep.axis == "window":  # less than two decades: the points themselves
+        axes.set_xticks(at, labels=[f"{value:.0f}" for value in at])
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.legend(loc="upper left")
     axes.grid(alpha=0.3)
