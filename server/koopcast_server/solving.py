@@ -194,10 +194,10 @@ class Solver:
     def _source(self, number: int, group: BlockGroup, first: int, stop: int) -> Source:
         store = self._store
         if isinstance(store, Segment):
-            told = store.pending(number, first, stop)
+            told = store.pairs(number, first, stop)
             return Streamed(
                 factor=told.factor,
-                vectors=told.tail_vectors,
+                vectors=told.vectors,
                 last=told.last,
                 snapshots=store.snapshots_held,
                 held_out=self.tested_strides,

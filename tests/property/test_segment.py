@@ -14,11 +14,13 @@ from torch import Tensor
 
 import koopcast.window.qr as qr_module
 import koopcast.window.segment as segment_module
+import koopcast.window.segment_memory as memory_module
 from koopcast.partition import plan_blocks
 from koopcast.window.qr import absorb
 from koopcast.window.segment import Segment
 from koopcast.window.views import gather
 from koopcast.wire import TensorSpec
+from segments import up_to_date
 
 moderate = settings(deadline=None, max_examples=60)
 sizes = st.integers(1, 4)
@@ -145,7 +147,8 @@ def test_a_segment_is_its_snapshots_whatever_its_buffer(
         (pushes, 9), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     ).cumsum(dim=0)
     with (
-        patch.object(segment_module, "_buffer", lambda *_: buffer),
+        patch.object(segment_module, "buffer_length", lambda *_: buffer),
+        patch.object(memory_module, "buffer_length", lambda *_: buffer),
         patch.object(qr_module, "_BATCH_BYTES_ON_CPU", batch_bytes),
     ):
         segment = Segment(
@@ -160,12 +163,12 @@ def test_a_segment_is_its_snapshots_whatever_its_buffer(
     assert segment.snapshots_held == len(held)
     vectors = held.diff(dim=0) if observable == "velocity" else held
     for number, group in enumerate(plan.groups):
-        found = segment.pairs(number, 0, group.count)
+        found = up_to_date(segment, number, 0, group.count)
         own = torch.empty((len(vectors), group.count, group.size), dtype=torch.float64)
         gather(vectors, group, 0, group.count, own)
         own = own.transpose(0, 1)
         assert found.absorbed == max(0, len(vectors) - 1 - tail)
-        assert torch.equal(found.tail_vectors, own[:, found.absorbed :])
+        assert torch.equal(found.vectors, own[:, found.absorbed :])
         if found.absorbed:
             assert_factor_of(found.factor, weighted_rows(own[:, : found.absorbed + 1], forgetting))
         else:

@@ -21,6 +21,7 @@ from koopcast.window.segment import LARGEST_BLOCK, Segment
 from koopcast.window.views import gather, scatter
 from koopcast.wire import TensorSpec
 from planned import group_values
+from segments import up_to_date
 
 Observable = Literal["state", "velocity"]
 OBSERVABLES: tuple[Observable, ...] = ("state", "velocity")
@@ -90,12 +91,12 @@ def check(
     vectors = np.diff(snapshots, axis=0) if observable == "velocity" else snapshots
     absorbed = max(0, len(vectors) - 1 - tail)
     for number, group in enumerate(plan.groups):
-        found = target.pairs(number, 0, group.count)
+        found = up_to_date(target, number, 0, group.count)
         assert found.absorbed == absorbed
-        assert found.factor.dtype == found.tail_vectors.dtype == found.last.dtype == torch.float64
+        assert found.factor.dtype == found.vectors.dtype == found.last.dtype == torch.float64
         places = indices(group, plan.elements)
         assert np.array_equal(found.last.numpy(), snapshots[-1][places] if len(held) else 0 * places)
-        assert np.array_equal(found.tail_vectors.numpy(), vectors[absorbed:, places].transpose(1, 0, 2))
+        assert np.array_equal(found.vectors.numpy(), vectors[absorbed:, places].transpose(1, 0, 2))
         assert torch.equal(found.factor, found.factor.triu())
         for block, elements in enumerate(places):
             own = vectors[:, elements]
@@ -166,7 +167,7 @@ def test_snapshots_of_any_type_count_as_they_are(dtype: torch.dtype) -> None:
     target = Segment(PLANS["node"], observable="velocity", snapshot_dtype=dtype, tail=3)
     push(target, rows)
     check(target, PLANS["node"], rows, "velocity")
-    assert target.pairs(0, 0, 1).snapshot_epsilon == torch.finfo(dtype).eps
+    assert up_to_date(target, 0, 0, 1).snapshot_epsilon == torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("tail", [0, 1, 20])
@@ -190,9 +191,9 @@ def test_the_tail_brings_the_factor_up_to_date() -> None:
     push(target, rows)
     push(whole, rows)
     for number, group in enumerate(PLANS["tensor"].groups):
-        found, wanted = target.pairs(number, 0, group.count), whole.pairs(number, 0, group.count)
+        found, wanted = up_to_date(target, number, 0, group.count), up_to_date(whole, number, 0, group.count)
         assert found.absorbed + 5 == wanted.absorbed == 48
-        all_pairs = absorb(found.factor, found.tail_vectors, 0.9)
+        all_pairs = absorb(found.factor, found.vectors, 0.9)
         torch.testing.assert_close(
             all_pairs.mT @ all_pairs, wanted.factor.mT @ wanted.factor, rtol=0, atol=1e-10
         )
@@ -203,7 +204,7 @@ def test_forgetting_is_weighted_least_squares() -> None:
     target = Segment(plan, observable="state", forgetting=forgetting, snapshot_dtype=torch.float64, tail=3)
     push(target, rows)
     check(target, plan, rows, "state", forgetting)
-    found = target.pairs(0, 0, 2)
+    found = up_to_date(target, 0, 0, 2)
     solved = np.linalg.solve(found.factor[:, :3, :3].numpy(), found.factor[:, :3, 3:].numpy())
     for block, elements in enumerate(indices(plan.groups[0], plan.elements)):
         own = rows.numpy()[:-3, elements]
@@ -232,9 +233,9 @@ def test_node_operators_of_dogra_and_redman_over_ten_thousand_snapshots(dtype: t
     rows = rows.to(dtype)
     target = Segment(plan, observable="state", snapshot_dtype=dtype)
     push(target, rows)
-    found = target.pairs(0, 0, 2)
+    found = up_to_date(target, 0, 0, 2)
     assert found.absorbed == count - 9
-    factor = absorb(found.factor, found.tail_vectors).numpy()
+    factor = absorb(found.factor, found.vectors).numpy()
     for block, elements in enumerate(indices(plan.groups[0], plan.elements)):
         own = rows.double().numpy()[:, elements].T
         assert 300 < np.linalg.cond(own[:, :-1]) < 1e5
@@ -272,9 +273,9 @@ def test_batches_take_turns_and_change_nothing(monkeypatch: pytest.MonkeyPatch) 
     assert max(spent) <= -(-batches // period)
     assert sum(spent[-period:]) == batches
     for first, stop in ((0, 40), (3, 4), (5, 39), (7, 7)):
-        found, wanted = cut.pairs(0, first, stop), whole.pairs(0, first, stop)
+        found, wanted = up_to_date(cut, 0, first, stop), up_to_date(whole, 0, first, stop)
         torch.testing.assert_close(found.factor, wanted.factor, rtol=1e-11, atol=1e-11)
-        assert torch.equal(found.tail_vectors, wanted.tail_vectors)
+        assert torch.equal(found.vectors, wanted.vectors)
         assert torch.equal(found.last, wanted.last)
 
 
@@ -323,10 +324,10 @@ def test_reading_changes_nothing() -> None:
     for row in rows:
         push(read, row[None])
         push(unread, row[None])
-        found = read.pairs(0, 0, 3)
-        for tensor in (found.factor, found.tail_vectors, found.last):
+        found = up_to_date(read, 0, 0, 3)
+        for tensor in (found.factor, found.vectors, found.last):
             tensor.fill_(torch.nan)
-    assert all(map(torch.equal, read.pairs(0, 0, 3)[:2], unread.pairs(0, 0, 3)[:2]))
+    assert all(map(torch.equal, up_to_date(read, 0, 0, 3)[:2], up_to_date(unread, 0, 0, 3)[:2]))
 
 
 def test_scatter_writes_the_blocks_it_is_given_and_no_others() -> None:
@@ -379,7 +380,7 @@ def test_a_hundred_thousand_nodes_are_one_batch() -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn((8, plan.elements), generator=generator)
     push(target, rows)
-    found = target.pairs(0, 99_990, 100_000)
+    found = up_to_date(target, 0, 99_990, 100_000)
     velocities = (
         rows.double()
         .diff(dim=0)
@@ -454,8 +455,8 @@ def test_a_difference_that_overflows_stays_at_the_largest_number() -> None:
         target,
         [torch.full((SIZE,), sign * huge, dtype=torch.float64) for sign in (1.0, -1.0, 1.0, -1.0, 1.0)],
     )
-    found = target.pairs(0, 0, SIZE)
-    assert found.tail_vectors[0, :, 0].tolist() == [-huge, huge]
+    found = up_to_date(target, 0, 0, SIZE)
+    assert found.vectors[0, :, 0].tolist() == [-huge, huge]
     assert torch.isfinite(found.factor).all()
     assert target.read_last_velocity(0, 1).item() == huge
 
@@ -496,9 +497,12 @@ def test_a_gpu_agrees_with_the_cpu(name: str) -> None:
         push(on_gpu, rows)
         push(on_cpu, rows)
         for number, group in enumerate(plan.groups):
-            found, wanted = on_gpu.pairs(number, 0, group.count), on_cpu.pairs(number, 0, group.count)
+            found, wanted = (
+                up_to_date(on_gpu, number, 0, group.count),
+                up_to_date(on_cpu, number, 0, group.count),
+            )
             assert found.factor.device.type == "cpu"
-            assert torch.equal(found.tail_vectors, wanted.tail_vectors)
+            assert torch.equal(found.vectors, wanted.vectors)
             largest = float(wanted.factor.abs().max())
             torch.testing.assert_close(
                 found.factor.mT @ found.factor,

@@ -21,43 +21,42 @@ snapshots or more, up to half as much as all R together, and `tail` + 3 snapshot
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from koopcast.blocks import BlockGroup, BlockPlan
 from koopcast.window.qr import absorb, batch_blocks
+from koopcast.window.segment_memory import (
+    LARGEST_BLOCK,
+    buffer_length,
+    check_segment,
+    factor_bytes,
+    ring_rows,
+)
 from koopcast.window.views import gather, scatter
 
 __all__ = ["LARGEST_BLOCK", "Segment", "SegmentPairs", "absorb"]
 
-LARGEST_BLOCK: Final = 2048
-"""Numbers in a block at most: its R factor has 4 times the square of that many entries."""
-
-_LEAST_BUFFER = 16
-"""Snapshots between two decompositions at least: the cost of R itself is shared among them."""
-_GOOD_BUFFER = 64
-"""Beyond this many, and 2 s, a longer buffer saves nothing."""
-
 
 class SegmentPairs(NamedTuple):
-    """The pairs of some blocks, on the CPU. b blocks of s numbers; T tail pairs.
+    """The pairs of some blocks, on the CPU. b blocks of s numbers; P pairs are not in the factor yet.
 
-    ``absorb(factor, tail_vectors, forgetting)`` gives R of all pairs.
+    ``absorb(factor, vectors, forgetting)`` gives R of all pairs.
 
     Attributes:
-        factor: (b, 2 s, 2 s) float64, upper triangular, diagonal >= 0: R of all pairs but the last T, of which
-            the newest weighs 1. Zeros while `absorbed` is 0.
-        tail_vectors: (b, T + 1, s) float64: the last vectors, oldest first. The first is the second vector of
-            the newest pair in `factor`, so that each neighbouring two are a pair. (b, 0, s) while there is no vector.
-        absorbed: pairs in `factor`. T is `tail`, or the number of all pairs where there are fewer.
+        factor: (b, 2 s, 2 s) float64, upper triangular, diagonal >= 0: R of the oldest pairs, the newest of which weighs
+            1. Zeros while `absorbed` is 0.
+        vectors: (b, P + 1, s) float64: the vectors since then, oldest first. The first is the second vector of the newest
+            pair in `factor`, so that each neighbouring two are a pair. (b, 0, s) while there is no vector.
+        absorbed: pairs in `factor`. P is at least the segment's `tail`, where there are so many.
         last: (b, s) float64, the last snapshot; zeros before the first one.
         snapshot_epsilon: relative spacing of the snapshots' dtype.
     """
 
     factor: Tensor
-    tail_vectors: Tensor
+    vectors: Tensor
     absorbed: int
     last: Tensor
     snapshot_epsilon: float
@@ -82,6 +81,7 @@ class Segment:
         block_count: B.
         device: where all of it lives.
         tail: pairs that are kept apart from R.
+        forgetting: weight of a pair relative to its successor's.
     """
 
     def __init__(
@@ -107,16 +107,16 @@ class Segment:
         Raises:
             ValueError: for arguments out of range, or a block that is too long.
         """
-        _check(plan, observable, snapshot_dtype, tail)
+        check_segment(plan, observable, snapshot_dtype, tail)
         if not 0.0 < forgetting <= 1.0:
             raise ValueError(f"forgetting must be in (0, 1], not {forgetting}")
         self.size, self.block_count = plan.elements, plan.block_count
         self.device = torch.device(device)
         self._groups: tuple[BlockGroup, ...] = plan.groups
         self._lag = 1 if observable == "velocity" else 0  # the first vector needs so many snapshots before it
-        self._forgetting, self.tail = forgetting, tail
-        self._period = _buffer(plan, snapshot_dtype)
-        rows = _rows(plan, observable, snapshot_dtype, tail)
+        self.forgetting, self.tail = forgetting, tail
+        self._period = buffer_length(plan, snapshot_dtype)
+        rows = ring_rows(plan, observable, snapshot_dtype, tail)
         self._ring = torch.zeros((rows, self.size), dtype=snapshot_dtype, device=self.device)
         self._factors = [
             torch.zeros(
@@ -138,9 +138,9 @@ class Segment:
         tail: int = 8,
     ) -> int:
         """Bytes that such a segment allocates and keeps; see the module for what it needs while it works."""
-        _check(plan, observable, snapshot_dtype, tail)
-        rows = _rows(plan, observable, snapshot_dtype, tail)
-        return _factor_bytes(plan) + rows * plan.elements * snapshot_dtype.itemsize
+        check_segment(plan, observable, snapshot_dtype, tail)
+        rows = ring_rows(plan, observable, snapshot_dtype, tail)
+        return factor_bytes(plan) + rows * plan.elements * snapshot_dtype.itemsize
 
     @property
     def nbytes(self) -> int:
@@ -183,7 +183,7 @@ class Segment:
         self._count += 1  # only now: what went before changed no answer
 
     def runs(self, group: int, first: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Cut blocks ``first:stop`` of a group into runs that `pending` can answer for at once."""
+        """Cut blocks ``first:stop`` of a group into runs that `pairs` can answer for at once."""
         begin, before = first, -1
         for number, batch in enumerate(self._batches):
             low, high = max(first, batch.first), min(stop, batch.stop)
@@ -196,10 +196,10 @@ class Segment:
         if begin < stop:
             yield begin, stop
 
-    def pending(self, group: int, first: int, stop: int) -> SegmentPairs:
-        """Like `pairs`, without bringing R up to date: `tail_vectors` are all those that are not in it yet.
+    def pairs(self, group: int, first: int, stop: int) -> SegmentPairs:
+        """The pairs of blocks ``first:stop`` of a group, of all snapshots published. Costs a copy, changes nothing.
 
-        Costs a copy; whoever solves the problem may put them beside R himself.
+        Rows of R are as good as the pairs they stand for: whoever solves the problem puts the newer ones beside them.
 
         Raises:
             ValueError: for blocks that the group has not, or that are no part of one of its `runs`.
@@ -216,39 +216,9 @@ class Segment:
         )
         return SegmentPairs(
             factor=self._factors[group][first:stop].to("cpu", copy=True),
-            tail_vectors=self._vectors(group, first, stop, absorbed, self._vector_count())
+            vectors=self._vectors(group, first, stop, absorbed, self._vector_count())
             .to("cpu")
             .contiguous(),
-            absorbed=absorbed,
-            last=self._last_of(group, first, stop),
-            snapshot_epsilon=torch.finfo(self._ring.dtype).eps,
-        )
-
-    def pairs(self, group: int, first: int, stop: int) -> SegmentPairs:
-        """The pairs of blocks ``first:stop`` of a group, of all snapshots published. Changes nothing.
-
-        Brings R up to date on the way, at the cost of one decomposition a block; ask for few blocks at a time
-        where they are long.
-
-        Raises:
-            ValueError: for blocks that the group has not.
-        """
-        blocks = self._groups[group]
-        if not 0 <= first <= stop <= blocks.count:
-            raise ValueError(f"blocks {first}:{stop} are not in a group of {blocks.count}")
-        vectors, absorbed = self._vector_count(), self._ready()
-        factor = torch.empty((stop - first, 2 * blocks.size, 2 * blocks.size), dtype=torch.float64)
-        for number, batch in enumerate(self._batches):
-            low, high = max(first, batch.first), min(stop, batch.stop)
-            if batch.group == group and low < high:
-                held = self._factors[group][low:high]
-                if self._absorbed[number] < absorbed:
-                    pending = self._vectors(group, low, high, self._absorbed[number], absorbed + 1)
-                    held = absorb(held, pending, self._forgetting)
-                factor[low - first : high - first] = held
-        return SegmentPairs(
-            factor=factor,
-            tail_vectors=self._vectors(group, first, stop, absorbed, vectors).to("cpu").contiguous(),
             absorbed=absorbed,
             last=self._last_of(group, first, stop),
             snapshot_epsilon=torch.finfo(self._ring.dtype).eps,
@@ -299,7 +269,7 @@ class Segment:
             return
         held = self._factors[batch.group][batch.first : batch.stop]
         new = self._vectors(batch.group, batch.first, batch.stop, self._absorbed[number], ready + 1)
-        held.copy_(absorb(held, new, self._forgetting))
+        held.copy_(absorb(held, new, self.forgetting))
         self._absorbed[number] = ready
 
     def _vectors(self, group: int, first: int, stop: int, begin: int, end: int) -> Tensor:
@@ -337,40 +307,3 @@ def _difference(later: Tensor, earlier: Tensor) -> Tensor:
     """Of float64 numbers; held at the largest one where it overflows."""
     limit = torch.finfo(later.dtype).max
     return (later - earlier).clamp_(-limit, limit)
-
-
-def _factor_bytes(plan: BlockPlan) -> int:
-    return sum(32 * group.count * group.size**2 for group in plan.groups)
-
-
-def _buffer(plan: BlockPlan, dtype: torch.dtype) -> int:
-    """k: snapshots between two decompositions of the same block.
-
-    The cost of one is that of ``2 s + k`` rows. With k = 2 s half of it is for new rows. The ring is one for all
-    blocks, so it is held to half the memory of R, for plans of one long block among very many short ones.
-    """
-    wanted = max(_GOOD_BUFFER, 2 * max(group.size for group in plan.groups))
-    affordable = _factor_bytes(plan) // (2 * plan.elements * dtype.itemsize)
-    return max(_LEAST_BUFFER, min(wanted, affordable))
-
-
-def _rows(plan: BlockPlan, observable: str, dtype: torch.dtype, tail: int) -> int:
-    """Snapshots in the ring: when a batch's turn comes again, what it has not absorbed must still be there.
-
-    At its turn a batch leaves ``tail + 1`` vectors, k snapshots follow, and there is one spare.
-    """
-    return _buffer(plan, dtype) + tail + (3 if observable == "velocity" else 2)
-
-
-def _check(plan: BlockPlan, observable: str, dtype: torch.dtype, tail: int) -> None:
-    if plan.elements < 1:
-        raise ValueError("a segment needs at least one element")
-    longest = max(group.size for group in plan.groups)
-    if longest > LARGEST_BLOCK:
-        raise ValueError(f"blocks of a whole segment have at most {LARGEST_BLOCK} elements, not {longest}")
-    if observable not in ("state", "velocity"):
-        raise ValueError(f"observable must be 'state' or 'velocity', not {observable!r}")
-    if not dtype.is_floating_point:
-        raise ValueError(f"a segment holds floating-point numbers, not {dtype}")
-    if tail < 0:
-        raise ValueError(f"tail must not be negative, not {tail}")
