@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from koopcast.window import Segment, Window
 from koopcast_server.koopman import (
     Modes,
     OperatorSettings,
+    PredictionBatch,
     Products,
     Report,
     Resampling,
@@ -27,6 +28,7 @@ from koopcast_server.koopman import (
     Streamed,
     Vectors,
     joined,
+    joined_products,
     predict,
     report,
 )
@@ -102,6 +104,18 @@ class NamedMode:
     residual: float
 
 
+class _Span(NamedTuple):
+    """Blocks ``first:stop`` of a group."""
+
+    group: int
+    first: int
+    stop: int
+
+    @property
+    def blocks(self) -> int:
+        return self.stop - self.first
+
+
 class Solver:
     """Answers from one job's window. Knows its blocks and how to read and write them."""
 
@@ -127,12 +141,10 @@ class Solver:
         parts: list[list[Part]] = [[] for _ in asked.strides]
         moved: list[list[Tensor]] = [[] for _ in asked.strides]
         reports: list[list[Report]] = [[] for _ in asked.strides]
-        for group, first, stop, source in self._sources(settings):
+        for spans, source in self._sources(settings):
             batch = predict(source, settings, asked.strides, asked.offset, asked.resampling)
             for index in range(len(asked.strides)):
-                values = None if batch.displacement is None else batch.displacement[index]
-                velocities, last = batch.velocity_coefficients[index], batch.last_coefficients[index]
-                parts[index].append(Part(group, first, stop, velocities, last, values))
+                parts[index] += _parts(spans, batch, index)
                 moved[index].append(batch.moved[index])
                 reports[index].append(batch.reports[index])
         return [
@@ -151,11 +163,12 @@ class Solver:
         reports: list[Report] = []
         modes: list[tuple[NamedMode, ...]] = []
         numbers: list[int] = []
-        for group, first, stop, source in self._sources(settings, blocks):
+        for spans, source in self._sources(settings, blocks):
             told, its = report(source, settings, strides)
             reports.append(told)
             modes += _named(its, told.rank)
-            numbers += self._plan.groups[group].numbers[first:stop]
+            for span in spans:
+                numbers += self._plan.groups[span.group].numbers[span.first : span.stop]
         order = sorted(range(len(numbers)), key=numbers.__getitem__)
         return joined(reports).take(torch.tensor(order)), [modes[position] for position in order]
 
@@ -174,45 +187,85 @@ class Solver:
 
     def _sources(
         self, settings: OperatorSettings, wanted: range | None = None
-    ) -> Iterator[tuple[int, int, int, Source]]:
-        """(group, first, stop, what the window tells of these blocks), those of the `wanted` numbers only."""
-        store = self._store
+    ) -> Iterator[tuple[list[_Span], Source]]:
+        """Batches of blocks, in the order of the groups, and what the window tells of them.
+
+        Those of the `wanted` numbers only. Gram matrices of several groups are one batch: they are of one size.
+        """
+        dual: list[_Span] = []
         for number, group in enumerate(self._plan.groups):
             low, high = 0, group.count
             if wanted is not None:
                 low = bisect.bisect_left(group.numbers, wanted.start)
                 high = bisect.bisect_left(group.numbers, wanted.stop)
-            if low >= high:
-                continue
-            runs = store.runs(number, low, high) if isinstance(store, Segment) else [(low, high)]
-            step = _batch(store, number, group, settings)
-            for begin, end in runs:
-                for first in range(begin, end, step):
-                    stop = min(first + step, end)
-                    yield number, first, stop, self._source(number, group, first, stop)
+            step = _batch(self._store, number, group, settings)
+            for span in self._spans(number, low, high, step):
+                if dual and (not self._is_dual(number) or _blocks(dual) + span.blocks > step):
+                    yield dual, self._products(dual)
+                    dual = []
+                if self._is_dual(number):
+                    dual.append(span)
+                else:
+                    yield [span], self._vectors(span)
+        if dual:
+            yield dual, self._products(dual)
 
-    def _source(self, number: int, group: BlockGroup, first: int, stop: int) -> Source:
+    def _spans(self, group: int, low: int, high: int, step: int) -> Iterator[_Span]:
         store = self._store
-        if isinstance(store, Segment):
-            told = store.pairs(number, first, stop)
-            return Streamed(
-                factor=told.factor,
-                vectors=told.vectors,
-                last=told.last,
-                snapshots=store.snapshots_held,
-                held_out=self.tested_strides,
-                snapshot_epsilon=told.snapshot_epsilon,
-            )
-        products = store.products(number, first, stop)
-        if products is not None:
-            return Products(**products._asdict(), elements=group.size)
-        return Vectors(**store.vectors(number, first, stop)._asdict())
+        runs = store.runs(group, low, high) if isinstance(store, Segment) else [(low, high)]
+        for begin, end in runs:
+            for first in range(begin, end, step):
+                yield _Span(group, first, min(first + step, end))
+
+    def _is_dual(self, group: int) -> bool:
+        return isinstance(self._store, Window) and self._store.is_dual(group)
+
+    def _products(self, spans: Sequence[_Span]) -> Products:
+        """The Gram matrices of blocks of several groups, one after the other."""
+        assert isinstance(self._store, Window)  # noqa: S101  # for the type checker: only windows have dual groups
+        told = [self._store.products(*span) for span in spans]
+        sizes = [float(self._plan.groups[span.group].size) for span in spans]
+        counts = torch.tensor([span.blocks for span in spans])
+        return joined_products(
+            [Products(**one._asdict()) for one in told if one is not None],
+            torch.tensor(sizes, dtype=torch.float64).repeat_interleave(counts),
+        )
+
+    def _vectors(self, span: _Span) -> Source:
+        store = self._store
+        if isinstance(store, Window):
+            return Vectors(**store.vectors(*span)._asdict())
+        told = store.pairs(*span)
+        return Streamed(
+            factor=told.factor,
+            vectors=told.vectors,
+            last=told.last,
+            snapshots=store.snapshots_held,
+            held_out=self.tested_strides,
+            snapshot_epsilon=told.snapshot_epsilon,
+        )
 
     def _by_number(self, values: Tensor) -> Tensor:
         return values if self._order is None else values[self._order]
 
     def _reported(self, told: Report) -> Report:
         return told if self._order is None else told.take(self._order)
+
+
+def _blocks(spans: Sequence[_Span]) -> int:
+    return sum(span.blocks for span in spans)
+
+
+def _parts(spans: Sequence[_Span], batch: PredictionBatch, index: int) -> Iterator[Part]:
+    """One horizon's answer, cut into the spans that it is made of."""
+    begin = 0
+    for span in spans:
+        own = slice(begin, begin + span.blocks)
+        begin += span.blocks
+        values = None if batch.displacement is None else batch.displacement[index, own]
+        yield Part(
+            *span, batch.velocity_coefficients[index, own], batch.last_coefficients[index, own], values
+        )
 
 
 def _batch(store: Window | Segment, number: int, group: BlockGroup, settings: OperatorSettings) -> int:

@@ -127,7 +127,7 @@ def test_shards_summed_are_the_whole(method: str, seed: int, observable: Observa
     chosen, snapshots = of(method, observable), training(seed)
     shards = [dmd_reference.window_products(part) for part in np.split(snapshots, sorted(cuts), axis=1)]
     gram, dots, squared = (torch.from_numpy(np.sum(several, axis=0)) for several in zip(*shards, strict=True))
-    summed = Products(gram, dots, squared, elements=25)
+    summed = Products(gram, dots, squared, elements=torch.tensor([25.0]).double())
     whole = answers(products(snapshots), chosen, snapshots)
     assert_same(answers(summed, chosen, snapshots), whole, 1e-5)
 

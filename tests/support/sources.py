@@ -13,7 +13,8 @@ from koopcast_server.koopman import PredictionBatch, Products, Streamed, Vectors
 def products(*blocks: Array, snapshot_epsilon: float = 0.0) -> Products:
     """Of blocks of snapshots (T, n), one n for all."""
     gram, dots, squared = map(torch.from_numpy, dmd_reference.window_products(*blocks))
-    return Products(gram, dots, squared, snapshot_epsilon, snapshot_epsilon, elements=blocks[0].shape[1])
+    elements = torch.tensor([float(block.shape[1]) for block in blocks], dtype=torch.float64)
+    return Products(gram, dots, squared, snapshot_epsilon, snapshot_epsilon, elements)
 
 
 def vectors(*blocks: Array, snapshot_epsilon: float = 0.0) -> Vectors:

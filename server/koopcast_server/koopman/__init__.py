@@ -32,7 +32,7 @@ from koopcast_server.koopman.settings import (
 )
 from koopcast_server.koopman.streamed import Streamed
 from koopcast_server.koopman.summary import Totals, totals
-from koopcast_server.koopman.trajectory import Products, Vectors
+from koopcast_server.koopman.trajectory import Products, Vectors, joined_products
 from koopcast_server.koopman.trust import TrustedHorizon, mask_displacement_
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "UnevenClockError",
     "Vectors",
     "joined",
+    "joined_products",
     "mask_displacement_",
     "predict",
     "report",

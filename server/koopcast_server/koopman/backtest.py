@@ -15,7 +15,7 @@ from koopcast_server.koopman.pairs import Fold, Problem
 from koopcast_server.koopman.propagate import each_stride
 from koopcast_server.koopman.reduced import Fit, fit
 from koopcast_server.koopman.settings import Candidate, OperatorSettings
-from koopcast_server.koopman.spectrum import Spectrum, decompose
+from koopcast_server.koopman.spectrum import Spectrum, decompose, stabilized
 
 __all__ = ["Backtest", "EarlierOperator", "backtest"]
 
@@ -111,8 +111,10 @@ def _earlier(
 ) -> EarlierOperator:
     fitted = fit(fold.pairs, problem, candidates, settings)
     operator, spectrum = fitted.operator.flatten(0, 1), None
-    if settings.stabilize or functions:
-        operator, spectrum, _ = decompose(operator, stable=settings.stabilize, functions=functions)
+    if functions:
+        operator, spectrum, _ = decompose(operator, stable=settings.stabilize)
+    elif settings.stabilize:
+        operator = stabilized(operator)
     return EarlierOperator(fitted, operator, spectrum)
 
 

@@ -28,7 +28,8 @@ class Pairs:
         start: (B, e), the vector to go on from.
         readout: rows that are the block's own coordinates (the newest of the stacked vectors): the first `readout`.
         snapshots: weight snapshots that they are made of, for the rank rule.
-        shape: (rows, columns) of the matrix of inputs that these stand for: weights by pairs.
+        rows: (B,) float64, of the matrix of inputs that these stand for: the stacked weights.
+        columns: of that matrix: the pairs.
     """
 
     inputs: Tensor
@@ -36,7 +37,8 @@ class Pairs:
     start: Tensor
     readout: int
     snapshots: int
-    shape: tuple[int, int]
+    rows: Tensor
+    columns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Problem:
         usable: (B,) bool.
         scale: (B,), the length of a unit of coordinates.
         path: (B,), length of the path within the window, in coordinates.
+        from_gram: coordinates come from a Gram matrix of the vectors: squaring them once more costs no digits.
         lift: coordinates of displacements (…, B, d) to coefficients of velocities (…, B, M) and of the last snapshot
             (…, B); None: primal.
     """
@@ -81,6 +84,7 @@ class Problem:
     usable: Tensor
     scale: Tensor
     path: Tensor
+    from_gram: bool
     lift: Callable[[Tensor], tuple[Tensor, Tensor]] | None
 
 
@@ -111,6 +115,7 @@ def from_trajectory(trajectory: Trajectory, settings: OperatorSettings) -> Probl
         usable=trajectory.usable,
         scale=trajectory.scale,
         path=trajectory.steps.square().sum(1).sqrt().sum(-1),
+        from_gram=trajectory.velocity_lift is not None and trajectory.observable == "velocity",
         lift=_lift(trajectory) if trajectory.velocity_lift is not None else None,
     )
 
@@ -126,8 +131,8 @@ def _pairs(trajectory: Trajectory, settings: OperatorSettings, velocities: int) 
         age = torch.arange(inputs.shape[-1] - 1, -1, -1, dtype=inputs.dtype)
         weight = settings.forgetting ** (age / 2.0)
         inputs, outputs = inputs * weight, outputs * weight
-    shape = (trajectory.elements * (delays + 1), inputs.shape[-1])
-    return Pairs(inputs, outputs, stacked[:, :, -1], size, velocities + 1, shape)
+    rows = trajectory.elements * (delays + 1)
+    return Pairs(inputs, outputs, stacked[:, :, -1], size, velocities + 1, rows, inputs.shape[-1])
 
 
 def _fold(trajectory: Trajectory, settings: OperatorSettings, velocities: int) -> Fold:

@@ -173,7 +173,7 @@ def _problem(source: Source, settings: OperatorSettings, resampling: Resampling 
 
 def _analyse(problem: Problem, settings: OperatorSettings, *, functions: bool) -> _Analysis:
     folds = problem.folds
-    most = min([fold.pairs.shape[1] for fold in folds] or [problem.pairs.shape[1]])
+    most = min([fold.pairs.columns for fold in folds] or [problem.pairs.columns])
     candidates = settings.candidates(most)
     fitted = fit(problem.pairs, problem, candidates, settings)
     operator, spectrum, before = decompose(
@@ -227,7 +227,7 @@ def _spread(
 ) -> Tensor:
     """(H, B): how far the operators of the oldest fold disagree, see `spread_of`; NaN without a fold."""
     earlier = analysis.tested.earlier
-    if earlier is None:
+    if earlier is None or offset + max(horizons) <= analysis.tested.strides:  # the back-test says it all
         return now.new_full(now.shape[:2], torch.nan)
     before = _displacements(
         analysis, earlier.fitted, earlier.operator, earlier.spectrum, choices, horizons, offset

@@ -29,7 +29,8 @@ def choose_rank(
     settings: OperatorSettings,
     *,
     snapshots: int,
-    shape: tuple[int, int],
+    rows: Tensor,
+    columns: int,
 ) -> Tensor:
     """Rank by the candidate's rule, never above the numerical rank; 0 where all singular values are 0.
 
@@ -39,7 +40,8 @@ def choose_rank(
         candidate: names the rule.
         settings: of the operator.
         snapshots: weight snapshots that the fit uses.
-        shape: (rows, columns) of the matrix that has these singular values.
+        rows: (B,) float64, of the matrix that has these singular values.
+        columns: of that matrix.
     """
     numerical = numerical_rank(squared, floor)
     if candidate.rank_rule == "fixed":
@@ -47,7 +49,7 @@ def choose_rank(
     elif candidate.rank_rule == "energy":
         rank = energy_rank(squared, settings.energy)
     elif candidate.rank_rule == "gavish_donoho":
-        rank = gavish_donoho_rank(squared, shape)
+        rank = gavish_donoho_rank(squared, rows, columns)
     else:
         rank = auto_rank(squared, snapshots, common_part=settings.observable == "state")
     return torch.minimum(rank, numerical)
@@ -65,21 +67,26 @@ def energy_rank(squared: Tensor, energy: float) -> Tensor:
     return (missing > allowed).sum(dim=-1)
 
 
-def gavish_donoho_rank(squared: Tensor, shape: tuple[int, int]) -> Tensor:
+def gavish_donoho_rank(squared: Tensor, rows: Tensor, columns: int) -> Tensor:
     """Singular values above ω(β) times their median: the optimal hard threshold for white noise of unknown level.
 
     Gavish & Donoho 2014 (IEEE Trans. Inf. Theory 60), section I; ω by their approximation (equation 5), with β the
     aspect ratio of the matrix. At least 1 where anything moved. Values that are not given are zeros: without noise
     the median may be one, and then everything is kept.
+
+    Args:
+        squared: (B, q) squared singular values, falling.
+        rows: (B,) float64, rows of the matrices; fewer than columns in all of them, or in none.
+        columns: of the matrices.
     """
-    short, long = sorted(shape)
-    beta = short / long
+    beta = rows.clamp(max=columns) / rows.clamp(min=columns)
+    short = min(columns, int(rows.amin()))
     omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
     singular = squared[:, :short].sqrt()  # coordinates may have an axis more than the matrix has rows: zeros
     missing = max(0, short - singular.shape[-1])
     everything = torch.cat([singular, singular.new_zeros((len(singular), missing))], dim=-1)
     median = everything.quantile(0.5, dim=-1)
-    return (singular > omega * median[:, None]).sum(dim=-1).clamp(min=1)
+    return (singular > (omega * median)[:, None]).sum(dim=-1).clamp(min=1)
 
 
 def auto_rank(squared: Tensor, snapshots: int, *, common_part: bool) -> Tensor:

@@ -65,7 +65,8 @@ def fit(pairs: Pairs, problem: Problem, candidates: Sequence[Candidate], setting
         candidates: C of them, those with the same correction for noise next to each other.
         settings: of the operator.
     """
-    plain = _decompose(pairs.inputs, pairs.outputs)
+    split = _decompose_squares if problem.from_gram else _decompose
+    plain = split(pairs.inputs, pairs.outputs)
     squared = plain.singular.square()
     relative = (max(pairs.inputs.shape[-2:]) * _EPSILON) ** 2
     rounding = torch.maximum(problem.rounding, relative * squared[:, 0])
@@ -78,7 +79,8 @@ def fit(pairs: Pairs, problem: Problem, candidates: Sequence[Candidate], setting
                 candidate,
                 settings,
                 snapshots=pairs.snapshots,
-                shape=pairs.shape,
+                rows=pairs.rows,
+                columns=pairs.columns,
             )
             for candidate in candidates
         ]
@@ -102,6 +104,18 @@ def fit(pairs: Pairs, problem: Problem, candidates: Sequence[Candidate], setting
 def _decompose(inputs: Tensor, outputs: Tensor) -> _Decomposition:
     modes, singular, right = torch.linalg.svd(inputs, full_matrices=False)
     return _Decomposition(modes, singular, right.mT, modes.mT @ outputs @ right.mT)
+
+
+def _decompose_squares(inputs: Tensor, outputs: Tensor) -> _Decomposition:
+    """The same by the eigenvectors of ``XᵀX``, twice as fast; singular values below 1e-8 of the largest are zeros."""
+    count = min(inputs.shape[-2:])
+    squared, right = torch.linalg.eigh(inputs.mT @ inputs)
+    squared, right = squared.flip(-1)[:, :count], right.flip(-1)[:, :, :count]
+    known = squared > inputs.shape[-1] * _EPSILON * squared[:, :1]
+    singular = torch.where(known, squared, 0.0).sqrt()
+    inverse = torch.where(known, squared, 1.0).rsqrt()
+    modes = (inputs @ right) * torch.where(known, inverse, 0.0)[:, None, :]
+    return _Decomposition(modes, singular, right, modes.mT @ outputs @ right)
 
 
 def _broadcast(plain: _Decomposition, count: int) -> _Decomposition:

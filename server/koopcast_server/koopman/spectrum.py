@@ -15,12 +15,14 @@ from torch import Tensor
 from koopcast_server.koopman.eigen import eigenpairs, eigenvalues
 from koopcast_server.koopman.schur import schur
 
-__all__ = ["Functions", "Spectrum", "decompose", "falling"]
+__all__ = ["Functions", "Spectrum", "decompose", "falling", "stabilized"]
 
 _STABILIZE_CONDITION = 1e4
 """Eigenvalues are moved one by one up to this condition number of the eigenvectors."""
 _FUNCTION_CONDITION = 1e8
 """Functions of the operator go through its eigenvectors up to this condition number."""
+_SQUARINGS = 5
+"""The 32nd power tells most stable operators."""
 _ON_THE_CIRCLE = 1.0 + 1e-6
 """The real part of a moved Schur form may have eigenvalues this far outside; beyond it, the radius divides."""
 
@@ -90,6 +92,24 @@ def decompose(operator: Tensor, *, stable: bool, functions: bool = True) -> tupl
     values = fitted.values.index_copy(0, unstable, again.values)
     radius = fitted.radius.index_copy(0, unstable, again.radius)
     return operator, Spectrum(values, radius, mended), fitted
+
+
+def stabilized(operator: Tensor) -> Tensor:
+    """(B, r, r) operators with eigenvalues outside the unit disc moved onto it, when nothing else is asked for.
+
+    Most are found to be stable without their eigenvalues: where a power of a matrix has a norm of at most 1, it is.
+    """
+    if operator.shape[-1] == 1:
+        return operator.clamp(-1.0, 1.0)
+    power = operator
+    for _ in range(_SQUARINGS):
+        power = power @ power
+    doubtful = (~(torch.linalg.matrix_norm(power) <= 1.0)).nonzero().squeeze(-1)
+    if not len(doubtful):
+        return operator
+    some = operator[doubtful]
+    unstable = (_eigenvalues(some).radius > 1.0).nonzero().squeeze(-1)
+    return operator.index_copy(0, doubtful[unstable], _moved(some[unstable])) if len(unstable) else operator
 
 
 def falling(values: Tensor, rank: Tensor) -> Tensor:

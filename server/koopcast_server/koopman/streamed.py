@@ -82,6 +82,7 @@ def from_streamed(streamed: Streamed, settings: OperatorSettings) -> Problem:
         usable=usable,
         scale=scale,
         path=steps[:, :, -max(1, streamed.held_out) :].square().sum(1).sqrt().sum(-1),
+        from_gram=False,
         lift=None,
     )
 
@@ -95,8 +96,9 @@ def _pairs(factor: Tensor, vectors: Tensor, snapshots: int, settings: OperatorSe
     weight = settings.forgetting ** (age / 2.0)
     inputs = torch.cat([rows[:, :size], vectors[:, :, :-1] * weight], dim=-1)
     outputs = torch.cat([rows[:, size:], vectors[:, :, 1:] * weight], dim=-1)
-    shape = (size, max(1, snapshots - (2 if settings.observable == "velocity" else 1)))
-    return Pairs(inputs, outputs, vectors[:, :, -1], size, snapshots, shape)
+    columns = max(1, snapshots - (2 if settings.observable == "velocity" else 1))
+    rows_of = torch.full_like(vectors[:, 0, 0], size)
+    return Pairs(inputs, outputs, vectors[:, :, -1], size, snapshots, rows_of, columns)
 
 
 def _fold(

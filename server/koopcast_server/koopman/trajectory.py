@@ -15,6 +15,7 @@ part of the weights never touches the digits of what changes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,10 +24,11 @@ from torch import Tensor
 from koopcast_server.koopman.clock import Resampling, resample_dots, resample_gram, resample_vectors
 from koopcast_server.koopman.settings import Observable, TooFewSnapshotsError
 
-__all__ = ["Products", "Trajectory", "Vectors", "from_products", "from_vectors"]
+__all__ = ["Products", "Trajectory", "Vectors", "from_products", "from_vectors", "joined_products"]
 
 _EPSILON = torch.finfo(torch.float64).eps
 _TINY = torch.finfo(torch.float64).tiny
+_MANY = 2.0**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Products:
         last_squared: (B,), <w_last, w_last>.
         snapshot_epsilon: relative spacing of the numbers that snapshots were given in; 0: exact.
         window_epsilon: relative spacing of the numbers that velocities are stored in; 0: exact.
-        elements: weights in a block.
+        elements: (B,) float64, weights in a block; None: very many.
     """
 
     velocity_gram: Tensor
@@ -47,7 +49,25 @@ class Products:
     last_squared: Tensor
     snapshot_epsilon: float = 0.0
     window_epsilon: float = 0.0
-    elements: int = 1 << 62
+    elements: Tensor | None = None
+
+
+def joined_products(products: Sequence[Products], elements: Tensor) -> Products:
+    """The blocks of all as one batch; they are of one window, so that M and precision are the same.
+
+    Args:
+        products: one after the other, at least one.
+        elements: (B,) weights in each block of all.
+    """
+    dots = [one.velocity_dot_last for one in products if one.velocity_dot_last is not None]
+    return Products(
+        torch.cat([one.velocity_gram for one in products]),
+        torch.cat(dots) if dots else None,
+        torch.cat([one.last_squared for one in products]),
+        products[0].snapshot_epsilon,
+        products[0].window_epsilon,
+        elements,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +99,7 @@ class Trajectory:
         noise: (B,), squared length of what rounding adds to a vector, in coordinates.
         rounding: (B,), squared length of what the products' own rounding adds to a vector.
         usable: (B,) bool: everything is finite and something moved.
-        elements: weights in a block.
+        elements: (B,) float64, weights in a block.
         velocity_lift: (B, M, d): a displacement c in coordinates is ``Σ_j (lift c)_j v_j``; None: primal, where it is
             ``scale c`` itself.
         last_lift: (B, d), likewise what it holds of the last snapshot; None: primal.
@@ -92,7 +112,7 @@ class Trajectory:
     noise: Tensor
     rounding: Tensor
     usable: Tensor
-    elements: int
+    elements: Tensor
     velocity_lift: Tensor | None = None
     last_lift: Tensor | None = None
 
@@ -152,9 +172,8 @@ def from_products(
         noise = noise * resampling.amplification**2
     last_lift = torch.zeros_like(vectors[:, :, 0]) if last_lift is None else last_lift
     unsure = rounding * singular[:, 0].square()
-    return Trajectory(
-        observable, vectors, steps, scale, noise, unsure, usable, products.elements, lift, last_lift
-    )
+    elements = torch.full_like(scale, _MANY) if products.elements is None else products.elements
+    return Trajectory(observable, vectors, steps, scale, noise, unsure, usable, elements, lift, last_lift)
 
 
 def from_vectors(
@@ -189,7 +208,16 @@ def from_vectors(
         noise = noise * resampling.amplification**2
     path = steps if observable == "velocity" else _weights(steps, last)
     path = torch.where(usable[:, None, None], path, 0.0)
-    return Trajectory(observable, path, steps, scale, noise, torch.zeros_like(noise), usable, steps.shape[1])
+    return Trajectory(
+        observable,
+        path,
+        steps,
+        scale,
+        noise,
+        torch.zeros_like(noise),
+        usable,
+        torch.full_like(scale, steps.shape[1]),
+    )
 
 
 def _axes(gram: Tensor, rounding: float) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,7 @@ def windows_of(record: Record, snapshots: int, stride: int, count: int, *, avera
         record.squared.sum(0)[ends * factor],
         snapshot_epsilon=_EPSILON,
         window_epsilon=_EPSILON,
-        elements=int(record.sizes.sum()),
+        elements=record.sizes.sum().double()[None],
     )
     return Windows(products, grams)
 

@@ -91,9 +91,11 @@ class Table:
         partitions = [name for name in textbook.PARTITIONS if not (wide and name in ("layer", "tensor"))]
         yield from (Stay(), Average(2), Average(min(self.steps, rows)), Line())
         yield from (Textbook(self.layout, name) for name in partitions)
-        for name in partitions:  # elsewhere the same
-            blocks = textbook.partition_blocks(self.layout, name)
-            if name in ("node", "tensor") and rows - 1 < max(len(block) for block in blocks):
+        for name in ("node", "quasi-node", "tensor"):
+            largest = max(len(block) for block in textbook.partition_blocks(self.layout, name))
+            spanned = rows - 1 >= largest
+            # The same then, but for rounding; of quasi-nodes that barely move that is much.
+            if name in partitions and not (spanned and (self.layout.size <= _LONGEST_WIDE or name == "node")):
                 yield Textbook(self.layout, name, within=True)
         yield from koopcast_predictors(
             self.layout,

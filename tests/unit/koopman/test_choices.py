@@ -25,7 +25,17 @@ NO_NOISE = torch.full((1,), 1e-14, dtype=torch.float64)  # rounding of a Gram
 
 def chosen_rank(squared: torch.Tensor, settings: OperatorSettings) -> int:
     (candidate,) = settings.candidates(4)
-    return int(choose_rank(squared, NO_NOISE, candidate, settings, snapshots=12, shape=(100, 4)))
+    return int(
+        choose_rank(
+            squared,
+            NO_NOISE,
+            candidate,
+            settings,
+            snapshots=12,
+            rows=torch.full((1,), 100.0).double(),
+            columns=4,
+        )
+    )
 
 
 def test_energy_keeps_the_least_rank_that_holds_it() -> None:

@@ -80,7 +80,7 @@ def test_a_residual_counts_what_leaves_the_modes() -> None:
     # x1 → x2 + e3: within the one mode kept it is an eigenvector of 1, but it is moved by 1 out of it
     inputs = torch.tensor([[[2.0, 0.0], [0.0, 0.0], [0.0, 0.0]]], dtype=torch.float64)
     outputs = torch.tensor([[[2.0, 0.0], [0.0, 0.0], [2.0, 0.0]]], dtype=torch.float64)
-    pairs = Pairs(inputs, outputs, inputs[:, :, 0], 3, 3, (3, 2))
+    pairs = Pairs(inputs, outputs, inputs[:, :, 0], 3, 3, torch.full((len(inputs),), 3.0).double(), 2)
     basis = torch.eye(3, 1, dtype=torch.float64)[None]
     found = modes_of(pairs, basis, torch.ones(1, 1, 1, dtype=torch.float64), torch.tensor([1]))
     assert found.residuals.tolist() == [[pytest.approx(1.0)]]
@@ -101,7 +101,9 @@ def test_blocks_of_other_rank_are_padded() -> None:
 def test_modes_that_cannot_be_told_apart_have_no_energies() -> None:
     defective = torch.tensor([[[0.9, 1.0], [0.0, 0.9]]], dtype=torch.float64)
     inputs = torch.eye(2, dtype=torch.float64)[None]
-    pairs = Pairs(inputs, defective @ inputs, inputs[:, :, 1], 2, 3, (2, 2))
+    pairs = Pairs(
+        inputs, defective @ inputs, inputs[:, :, 1], 2, 3, torch.full((len(inputs),), 2.0).double(), 2
+    )
     found = modes_of(pairs, inputs, defective, torch.tensor([2]))
     assert found.energies.isnan().all()
     assert found.eigenvalues[0].real.tolist() == pytest.approx([0.9, 0.9])
