@@ -112,19 +112,7 @@ def predict(
         moved.append(moves)
         error = predicted_error(_chosen(analysis.tested.errors, choices[index]), spread[index], offset + tau)
         reports.append(_report(analysis, choices[index], error, scale, displacement))
-    problem = analysis.problem
-    if problem.lift is None:
-        displacement = torch.stack(answers) * problem.scale[:, None]
-        nothing = displacement[:, :, :0]
-        return PredictionBatch(nothing, nothing.sum(dim=-1), displacement, torch.stack(moved), tuple(reports))
-    lifted = [problem.lift(answer) for answer in answers]
-    return PredictionBatch(
-        torch.stack([velocities for velocities, _ in lifted]),
-        torch.stack([last for _, last in lifted]),
-        None,
-        torch.stack(moved),
-        tuple(reports),
-    )
+    return _batch(analysis.problem, torch.stack(answers), torch.stack(moved), tuple(reports))
 
 
 def report(
@@ -160,6 +148,16 @@ def report(
         _chosen(fitted.rank, choice),
     )
     return found, modes
+
+
+def _batch(problem: Problem, answers: Tensor, moved: Tensor, reports: tuple[Report, ...]) -> PredictionBatch:
+    """Displacements (H, B, d) in coordinates, as what the window can combine or as they are."""
+    if problem.lift is None:
+        displacement = answers * problem.scale[:, None]
+        nothing = displacement[:, :, :0]
+        return PredictionBatch(nothing, nothing.sum(dim=-1), displacement, moved, reports)
+    velocities, last = problem.lift(answers)
+    return PredictionBatch(velocities, last, None, moved, reports)
 
 
 def _problem(source: Source, settings: OperatorSettings, resampling: Resampling | None) -> Problem:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -122,6 +123,16 @@ class Trajectory:
         return self.steps.shape[-1] + 1
 
 
+class _Span(NamedTuple):
+    """What velocities span, and how the last snapshot lies to it: all scaled."""
+
+    steps: Tensor
+    lift: Tensor
+    dots: Tensor
+    last_squared: Tensor
+    rounding: float
+
+
 def from_products(
     products: Products, observable: Observable, resampling: Resampling | None = None
 ) -> Trajectory:
@@ -158,19 +169,15 @@ def from_products(
     lift = axes * _inverse(singular)[:, None, :]
     noise = _noise(last_squared / squared_scale, steps, products.snapshot_epsilon, products.window_epsilon)
     scale = squared_scale.sqrt()
-    vectors, last_lift = steps, None
+    vectors, last_lift = steps, torch.zeros_like(singular)
     if observable == "state" and dots is not None:
         dots = torch.where(sound[:, None], dots, 0.0) / squared_scale[:, None]
-        within = torch.einsum("bmd,bm->bd", lift, dots)
-        last_squared = last_squared / squared_scale
-        beyond = last_squared - within.square().sum(-1)
-        beyond = torch.where(beyond > rounding * last_squared, beyond, 0.0).sqrt()
-        vectors, steps, lift, last_lift = _with_own_axis(steps, lift, within, beyond)
+        span = _Span(steps, lift, dots, last_squared / squared_scale, rounding)
+        vectors, steps, lift, last_lift = _with_own_axis(span)
         vectors = torch.where(usable[:, None, None], vectors, 0.0)
     if resampling is not None:
         lift = resampling.velocities @ lift
         noise = noise * resampling.amplification**2
-    last_lift = torch.zeros_like(vectors[:, :, 0]) if last_lift is None else last_lift
     unsure = rounding * singular[:, 0].square()
     elements = torch.full_like(scale, _MANY) if products.elements is None else products.elements
     return Trajectory(observable, vectors, steps, scale, noise, unsure, usable, elements, lift, last_lift)
@@ -230,16 +237,17 @@ def _axes(gram: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
     return singular, torch.where(kept[:, None, :count], axes[:, :, :count], 0.0)
 
 
-def _with_own_axis(
-    steps: Tensor, lift: Tensor, within: Tensor, beyond: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights as vectors: one axis more, along what the last snapshot has outside the velocities' span."""
-    steps = torch.cat([steps, torch.zeros_like(steps[:, :1])], dim=1)
+def _with_own_axis(span: _Span) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights as vectors, steps and both lifts: one axis more, along what the last snapshot has outside the span."""
+    within = torch.einsum("bmd,bm->bd", span.lift, span.dots)
+    beyond = span.last_squared - within.square().sum(-1)
+    beyond = torch.where(beyond > span.rounding * span.last_squared, beyond, 0.0).sqrt()
+    steps = torch.cat([span.steps, torch.zeros_like(span.steps[:, :1])], dim=1)
     last = torch.cat([within, beyond[:, None]], dim=1)
     inverse = _inverse(beyond)
-    own = -(lift @ within[:, :, None]) * inverse[:, None, None]
+    own = -(span.lift @ within[:, :, None]) * inverse[:, None, None]
     last_lift = torch.cat([torch.zeros_like(within), inverse[:, None]], dim=1)
-    return _weights(steps, last), steps, torch.cat([lift, own], dim=2), last_lift
+    return _weights(steps, last), steps, torch.cat([span.lift, own], dim=2), last_lift
 
 
 def _weights(steps: Tensor, last: Tensor) -> Tensor:

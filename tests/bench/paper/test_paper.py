@@ -10,9 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-import koopcast
 from paper import classifier, oscillator, textbook
-from paper.engines import OPERATORS, Sampling, Service, koopcast_predictors
 from paper.images import FASHION_VARIABLE, ImagesMissing, load_images
 from paper.networks import Layout
 from paper.plot import draw
@@ -165,70 +163,6 @@ def test_a_line_is_carried_on_and_persistence_stays() -> None:
     assert Textbook(SMALL, "weight").predict(window, 1).cost.wall > 0.0
 
 
-def recorded_window(steps: int) -> NDArray[np.float32]:
-    parameters = oscillator.initial_parameters(range(1))
-    optimizer = oscillator.Recipe("adagrad").optimizer(parameters)
-    rows = []
-    for _ in range(steps + 1):
-        rows.append(torch.cat([part.detach().flatten() for part in parameters]).numpy())
-        oscillator.train_steps(parameters, optimizer, 1)
-    return np.stack(rows)
-
-
-def oscillator_loss(weights: Array) -> float:
-    return float(oscillator.losses_at(weights[None])[0])
-
-
-def relative_difference(ours: Array, theirs: Array, start: NDArray[np.float32]) -> float:
-    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs - start))
-
-
-def test_the_preset_agrees_with_the_papers_formula_with_a_service_and_without() -> None:
-    layout, window, ahead = oscillator.LAYOUT, recorded_window(100), 10
-    with koopcast.connect() as client:
-        predictors = koopcast_predictors(layout, client, len(window), oscillator_loss, OPERATORS)
-        answers = {each.label: each.predict(window, ahead).weights for each in predictors}
-    assert len(answers) == 11
-    for ours, theirs in (("quasi-nodes of 5", "quasi-node"), ("weights", "weight")):
-        true = Textbook(layout, theirs).predict(window, ahead).weights
-        for how in ("service", "functions alone"):
-            assert relative_difference(answers[f"koopcast, {ours}, {how}"], true, window[-1]) < 1e-4
-    for name in ("default", "preset", "tensors"):
-        alone, served = (answers[f"koopcast, {name}, {how}"] for how in ("functions alone", "service"))
-        np.testing.assert_array_equal(alone, served)
-
-
-def test_with_few_snapshots_the_preset_leaves_what_they_do_not_span() -> None:
-    layout, window = oscillator.LAYOUT, recorded_window(8)[::4]
-    preset = koopcast_predictors(layout, None, len(window), oscillator_loss, ())[1]
-    assert preset.label == "koopcast, preset, functions alone"
-    ours = preset.predict(window, 1).weights
-    within, formula = (
-        Textbook(layout, "node", within=within).predict(window, 1).weights for within in (True, False)
-    )
-    assert relative_difference(ours, within, window[-1]) < 1e-4
-    assert relative_difference(ours, formula, window[-1]) > 1e-2
-
-
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_a_probe_takes_the_horizon_of_the_lowest_loss_or_stays(share: float) -> None:
-    layout, window, ahead = oscillator.LAYOUT, recorded_window(40), 8
-    operator = koopcast.Operator()
-    with koopcast.connect() as client:
-        wanted = window[-1].astype(np.float64)
-        if share:
-            there = Service(client, layout, operator, "", operator.snapshots_wanted)
-            wanted = there.predict(window, round(share * ahead)).weights
-
-        def distance(weights: Array) -> float:
-            return float(np.linalg.norm(weights - wanted))
-
-        probed = Service(client, layout, operator, "", operator.snapshots_wanted, probe=distance)
-        answer = probed.predict(window, ahead)
-    assert answer.chosen_steps == share * ahead
-    np.testing.assert_allclose(answer.weights, wanted, rtol=1e-6)
-
-
 def test_the_plot_is_drawn_where_a_loss_is_missing_too(tmp_path: Path) -> None:
     start, true = np.zeros(SMALL.size), np.ones(SMALL.size)
     found = [
@@ -237,18 +171,6 @@ def test_the_plot_is_drawn_where_a_loss_is_missing_too(tmp_path: Path) -> None:
     ]
     draw({"adam": {"weights stay": found, "paper, node": found}}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    ("rows", "snapshots", "chosen"), [(10_001, 12, (1, 909)), (5, 5, (0, 1)), (4, 9, (0, 1))]
-)
-def test_snapshots_are_evenly_spaced_and_end_with_the_last(
-    rows: int, snapshots: int, chosen: tuple[int, int]
-) -> None:
-    numbers = Sampling(rows, snapshots).chosen
-    assert (numbers[0], numbers[1] - numbers[0]) == chosen
-    assert numbers[-1] == rows - 1
-    assert len(numbers) == min(rows, snapshots)
 
 
 def scored(weights: Array, losses: tuple[float, float, float]) -> tuple[float, bool, bool, str]:
