@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 
@@ -9,6 +10,14 @@ import pytest
 
 import koopcast
 from services import RunningService, running_service
+
+
+def pytest_configure() -> None:
+    """One thread a computation, here and in processes that tests start: before anything imports torch.
+
+    The tests' matrices are small, and threads of OpenMP that share a busy core wait for each other.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="module")

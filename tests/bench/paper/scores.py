@@ -140,9 +140,10 @@ def _apart(ours: Score, theirs: Score) -> float:
     """Distance between two predictions over the displacement of the second; infinite where one overflowed."""
     if not (np.isfinite(ours.answer.weights).all() and np.isfinite(theirs.answer.weights).all()):
         return np.inf
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         difference = np.linalg.norm(ours.answer.weights - theirs.answer.weights)
-        return float(difference / np.linalg.norm(theirs.answer.weights - theirs.start))
+        apart = float(difference / np.linalg.norm(theirs.answer.weights - theirs.start))
+    return apart if np.isfinite(apart) else np.inf
 
 
 def _error_to_growth(scores: Sequence[Score]) -> float:
