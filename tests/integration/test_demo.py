@@ -28,7 +28,9 @@ REQUIRED = {
 @pytest.mark.timeout(400)
 def test_the_demo_tells_what_it_measured(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "koopcast_server", "demo", "--json", "demo.json", "--plot", "demo.png"]
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # as a user has it
+    environment = {
+        name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"
+    }  # as a user has it
     result = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, timeout=380, env=environment, check=False
     )

@@ -216,9 +216,7 @@ class Segment:
         )
         return SegmentPairs(
             factor=self._factors[group][first:stop].to("cpu", copy=True),
-            vectors=self._vectors(group, first, stop, absorbed, self._vector_count())
-            .to("cpu")
-            .contiguous(),
+            vectors=self._vectors(group, first, stop, absorbed, self._vector_count()).to("cpu").contiguous(),
             absorbed=absorbed,
             last=self._last_of(group, first, stop),
             snapshot_epsilon=torch.finfo(self._ring.dtype).eps,
