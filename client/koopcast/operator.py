@@ -110,7 +110,7 @@ class Operator:
         self._check_window()
         self._check_rank()
         if isinstance(self.ridge, str):
-            _one_of("ridge", self.ridge, ("backtest",))
+            _one_of("ridge", self.ridge, ("backtest",), also="a number")
         else:
             _within("ridge", self.ridge, 0.0, _MAX_RIDGE)
         _one_of("debias", self.debias, _DEBIASES)
@@ -176,7 +176,7 @@ class Operator:
     def _check_window(self) -> None:
         _whole_number("delays", self.delays, 0, MAX_DELAYS)
         if isinstance(self.window, str):
-            _one_of("window", self.window, ("segment",))
+            _one_of("window", self.window, ("segment",), also="a number of snapshots")
             if self.delays:
                 raise ArgumentValueError(
                     'delays need a window of snapshots, which window="segment" does not store', field="delays"
@@ -186,16 +186,18 @@ class Operator:
 
     def _check_rank(self) -> None:
         if isinstance(self.rank, str):
-            _one_of("rank", self.rank, _RANK_RULES)
+            _one_of("rank", self.rank, _RANK_RULES, also="a number of modes")
         else:
             _whole_number("rank", self.rank, 1, MAX_RANK)
         _fraction("energy", self.energy)
 
 
-def _one_of(field: str, value: Any, allowed: tuple[str, ...]) -> None:
+def _one_of(field: str, value: Any, allowed: tuple[str, ...], *, also: str = "") -> None:
     if value not in allowed:
         names = ", ".join(repr(name) for name in allowed)
-        raise ArgumentValueError(f"{field} must be one of {names}, not {value!r}", field=field)
+        choice = f"one of {names}" if len(allowed) > 1 else names
+        wanted = f"{also} or {choice}" if also else choice
+        raise ArgumentValueError(f"{field} must be {wanted}, not {value!r}", field=field)
 
 
 def _whole_number(field: str, value: Any, least: int, most: int) -> None:
