@@ -132,7 +132,7 @@ class HeldWindow:
     def publish(self, *, starts_segment: bool) -> None:
         """Makes the landed snapshot the newest one; empties the window first where it starts a segment."""
         if starts_segment:
-            self._empty()
+            self._window.clear()
         self._window.publish()
 
     def free(self) -> None:
@@ -201,9 +201,6 @@ class HeldWindow:
     def base(self) -> torch.Tensor:
         """A copy of the last snapshot, flat, on the CPU in the storage type."""
         return self._window.last.to("cpu", copy=True)
-
-    def _empty(self) -> None:
-        self._window.clear()
 
     def _answer(self, solved: Solved, steps: float, reach: float, strides: float, most_blocks: int) -> Answer:
         extrapolated = reach > solved.report.backtest_strides

@@ -125,13 +125,6 @@ class Solver:
         self._plan = plan
         self._order = _by_number(plan)
 
-    @property
-    def tested_strides(self) -> int:
-        """How far the back-test of a window as full as it is now looks ahead, at least 1."""
-        if isinstance(self._store, Segment):
-            return max(1, self._store.tail - 1)
-        return max(1, (self._store.snapshots_held - 1) // 3)
-
     def solve(self, settings: OperatorSettings, asked: Horizons) -> list[Solved]:
         """Predict all blocks, for each horizon.
 
@@ -241,7 +234,9 @@ class Solver:
             vectors=told.vectors,
             last=told.last,
             snapshots=store.snapshots_held,
-            held_out=self.tested_strides,
+            held_out=max(
+                1, store.tail - 1
+            ),  # the first of the tail's pairs tells how fast the block was going
             snapshot_epsilon=told.snapshot_epsilon,
         )
 

@@ -46,11 +46,10 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class _Decomposition:
-    """``X = U Σ Vᵀ`` and ``Uᵀ Y V``; leading dimensions (…, B)."""
+    """U and Σ of ``X = U Σ Vᵀ``, and ``Uᵀ Y V``; leading dimensions (…, B)."""
 
     modes: Tensor
     singular: Tensor
-    right: Tensor
     cross: Tensor
 
 
@@ -103,7 +102,7 @@ def fit(pairs: Pairs, problem: Problem, candidates: Sequence[Candidate], setting
 
 def _decompose(inputs: Tensor, outputs: Tensor) -> _Decomposition:
     modes, singular, right = torch.linalg.svd(inputs, full_matrices=False)
-    return _Decomposition(modes, singular, right.mT, modes.mT @ outputs @ right.mT)
+    return _Decomposition(modes, singular, modes.mT @ outputs @ right.mT)
 
 
 def _decompose_squares(inputs: Tensor, outputs: Tensor) -> _Decomposition:
@@ -115,16 +114,14 @@ def _decompose_squares(inputs: Tensor, outputs: Tensor) -> _Decomposition:
     singular = torch.where(known, squared, 0.0).sqrt()
     inverse = torch.where(known, squared, 1.0).rsqrt()
     modes = (inputs @ right) * torch.where(known, inverse, 0.0)[:, None, :]
-    return _Decomposition(modes, singular, right, modes.mT @ outputs @ right)
+    return _Decomposition(modes, singular, modes.mT @ outputs @ right)
 
 
 def _broadcast(plain: _Decomposition, count: int) -> _Decomposition:
     def repeated(tensor: Tensor) -> Tensor:
         return tensor.expand(count, *tensor.shape)
 
-    return _Decomposition(
-        repeated(plain.modes), repeated(plain.singular), repeated(plain.right), repeated(plain.cross)
-    )
+    return _Decomposition(repeated(plain.modes), repeated(plain.singular), repeated(plain.cross))
 
 
 def _reduce(
