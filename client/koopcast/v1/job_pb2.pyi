@@ -69,7 +69,7 @@ class OpenJobRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., if_exists: _Optional[_Union[IfExists, str]] = ..., take_over: bool = ..., protocol_version: _Optional[int] = ..., client_version: _Optional[str] = ..., shard_index: _Optional[int] = ..., shared_lease_id: _Optional[str] = ...) -> None: ...
 
 class OpenJobResponse(_message.Message):
-    __slots__ = ("lease_id", "lease_seconds", "memory_bytes", "segment", "step", "snapshots_held", "resumed", "protocol_version", "server_version", "lease_epoch", "worker_address", "worker_token")
+    __slots__ = ("lease_id", "lease_seconds", "memory_bytes", "segment", "step", "snapshots_held", "resumed", "protocol_version", "server_version", "lease_epoch", "worker_address", "worker_token", "spec_digest", "clock", "averaging")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,9 @@ class OpenJobResponse(_message.Message):
     LEASE_EPOCH_FIELD_NUMBER: _ClassVar[int]
     WORKER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     WORKER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SPEC_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    AVERAGING_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     lease_seconds: float
     memory_bytes: int
@@ -94,7 +97,10 @@ class OpenJobResponse(_message.Message):
     lease_epoch: int
     worker_address: str
     worker_token: str
-    def __init__(self, lease_id: _Optional[str] = ..., lease_seconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., segment: _Optional[int] = ..., step: _Optional[int] = ..., snapshots_held: _Optional[int] = ..., resumed: bool = ..., protocol_version: _Optional[int] = ..., server_version: _Optional[str] = ..., lease_epoch: _Optional[int] = ..., worker_address: _Optional[str] = ..., worker_token: _Optional[str] = ...) -> None: ...
+    spec_digest: bytes
+    clock: float
+    averaging: int
+    def __init__(self, lease_id: _Optional[str] = ..., lease_seconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., segment: _Optional[int] = ..., step: _Optional[int] = ..., snapshots_held: _Optional[int] = ..., resumed: bool = ..., protocol_version: _Optional[int] = ..., server_version: _Optional[str] = ..., lease_epoch: _Optional[int] = ..., worker_address: _Optional[str] = ..., worker_token: _Optional[str] = ..., spec_digest: _Optional[bytes] = ..., clock: _Optional[float] = ..., averaging: _Optional[int] = ...) -> None: ...
 
 class LeaseStatus(_message.Message):
     __slots__ = ("held", "expires_in_seconds", "holder")

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PredictAheadRequest(_message.Message):
-    __slots__ = ("job", "lease_id", "horizons", "from_step", "operators", "wire_dtype", "include_base", "clock_intervals", "coefficients_only", "shard_index", "modes", "from_clock", "max_blocks")
+    __slots__ = ("job", "lease_id", "horizons", "from_step", "operators", "wire_dtype", "include_base", "clock_intervals", "coefficients_only", "shard_index", "modes", "from_clock", "max_blocks", "reports_only", "prediction_id")
     JOB_FIELD_NUMBER: _ClassVar[int]
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     HORIZONS_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,8 @@ class PredictAheadRequest(_message.Message):
     MODES_FIELD_NUMBER: _ClassVar[int]
     FROM_CLOCK_FIELD_NUMBER: _ClassVar[int]
     MAX_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    REPORTS_ONLY_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_ID_FIELD_NUMBER: _ClassVar[int]
     job: str
     lease_id: str
     horizons: _containers.RepeatedScalarFieldContainer[float]
@@ -35,10 +37,20 @@ class PredictAheadRequest(_message.Message):
     modes: int
     from_clock: float
     max_blocks: int
-    def __init__(self, job: _Optional[str] = ..., lease_id: _Optional[str] = ..., horizons: _Optional[_Iterable[float]] = ..., from_step: _Optional[int] = ..., operators: _Optional[_Iterable[_Union[_operator_pb2.OperatorOverride, _Mapping]]] = ..., wire_dtype: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., include_base: bool = ..., clock_intervals: _Optional[_Iterable[float]] = ..., coefficients_only: bool = ..., shard_index: _Optional[int] = ..., modes: _Optional[int] = ..., from_clock: _Optional[float] = ..., max_blocks: _Optional[int] = ...) -> None: ...
+    reports_only: bool
+    prediction_id: str
+    def __init__(self, job: _Optional[str] = ..., lease_id: _Optional[str] = ..., horizons: _Optional[_Iterable[float]] = ..., from_step: _Optional[int] = ..., operators: _Optional[_Iterable[_Union[_operator_pb2.OperatorOverride, _Mapping]]] = ..., wire_dtype: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., include_base: bool = ..., clock_intervals: _Optional[_Iterable[float]] = ..., coefficients_only: bool = ..., shard_index: _Optional[int] = ..., modes: _Optional[int] = ..., from_clock: _Optional[float] = ..., max_blocks: _Optional[int] = ..., reports_only: bool = ..., prediction_id: _Optional[str] = ...) -> None: ...
+
+class Coefficients(_message.Message):
+    __slots__ = ("velocity", "last")
+    VELOCITY_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    velocity: _containers.RepeatedScalarFieldContainer[float]
+    last: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, velocity: _Optional[_Iterable[float]] = ..., last: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PredictionReport(_message.Message):
-    __slots__ = ("prediction_id", "base_step", "from_step", "steps", "segment", "operator_index", "moved", "blocks", "total_bytes", "dtype", "summary")
+    __slots__ = ("prediction_id", "base_step", "from_step", "steps", "segment", "operator_index", "moved", "blocks", "total_bytes", "dtype", "summary", "coefficients")
     PREDICTION_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_STEP_FIELD_NUMBER: _ClassVar[int]
     FROM_STEP_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +62,7 @@ class PredictionReport(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    COEFFICIENTS_FIELD_NUMBER: _ClassVar[int]
     prediction_id: str
     base_step: int
     from_step: int
@@ -61,7 +74,8 @@ class PredictionReport(_message.Message):
     total_bytes: int
     dtype: _tensor_pb2.ElementType
     summary: _operator_pb2.BlockSummary
-    def __init__(self, prediction_id: _Optional[str] = ..., base_step: _Optional[int] = ..., from_step: _Optional[int] = ..., steps: _Optional[float] = ..., segment: _Optional[int] = ..., operator_index: _Optional[int] = ..., moved: bool = ..., blocks: _Optional[_Iterable[_Union[_operator_pb2.BlockReport, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., summary: _Optional[_Union[_operator_pb2.BlockSummary, _Mapping]] = ...) -> None: ...
+    coefficients: Coefficients
+    def __init__(self, prediction_id: _Optional[str] = ..., base_step: _Optional[int] = ..., from_step: _Optional[int] = ..., steps: _Optional[float] = ..., segment: _Optional[int] = ..., operator_index: _Optional[int] = ..., moved: bool = ..., blocks: _Optional[_Iterable[_Union[_operator_pb2.BlockReport, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., summary: _Optional[_Union[_operator_pb2.BlockSummary, _Mapping]] = ..., coefficients: _Optional[_Union[Coefficients, _Mapping]] = ...) -> None: ...
 
 class BaseSnapshot(_message.Message):
     __slots__ = ("step", "total_bytes", "dtype")

@@ -19,7 +19,7 @@ SNAPSHOT_OUTCOME_DUPLICATE: SnapshotOutcome
 SNAPSHOT_OUTCOME_SUPERSEDED: SnapshotOutcome
 
 class SnapshotHeader(_message.Message):
-    __slots__ = ("job", "lease_id", "segment", "step", "tensors", "total_bytes", "digest", "averaging", "clock", "encoding", "shard_index", "resume")
+    __slots__ = ("job", "lease_id", "segment", "step", "tensors", "total_bytes", "digest", "averaging", "clock", "encoding", "shard_index", "resume", "spec_digest", "upload_id", "reference_segment", "reference_step")
     JOB_FIELD_NUMBER: _ClassVar[int]
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,10 @@ class SnapshotHeader(_message.Message):
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     SHARD_INDEX_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
+    SPEC_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_STEP_FIELD_NUMBER: _ClassVar[int]
     job: str
     lease_id: str
     segment: int
@@ -44,7 +48,11 @@ class SnapshotHeader(_message.Message):
     encoding: _tensor_pb2.Encoding
     shard_index: int
     resume: bool
-    def __init__(self, job: _Optional[str] = ..., lease_id: _Optional[str] = ..., segment: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., digest: _Optional[bytes] = ..., averaging: _Optional[int] = ..., clock: _Optional[float] = ..., encoding: _Optional[_Union[_tensor_pb2.Encoding, str]] = ..., shard_index: _Optional[int] = ..., resume: bool = ...) -> None: ...
+    spec_digest: bytes
+    upload_id: bytes
+    reference_segment: int
+    reference_step: int
+    def __init__(self, job: _Optional[str] = ..., lease_id: _Optional[str] = ..., segment: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., digest: _Optional[bytes] = ..., averaging: _Optional[int] = ..., clock: _Optional[float] = ..., encoding: _Optional[_Union[_tensor_pb2.Encoding, str]] = ..., shard_index: _Optional[int] = ..., resume: bool = ..., spec_digest: _Optional[bytes] = ..., upload_id: _Optional[bytes] = ..., reference_segment: _Optional[int] = ..., reference_step: _Optional[int] = ...) -> None: ...
 
 class SnapshotChunk(_message.Message):
     __slots__ = ("offset", "data", "crc32c")
@@ -57,36 +65,30 @@ class SnapshotChunk(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32c: _Optional[int] = ...) -> None: ...
 
 class SnapshotCommit(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
-
-class GramRow(_message.Message):
-    __slots__ = ("blocks", "products")
-    BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    PRODUCTS_FIELD_NUMBER: _ClassVar[int]
-    blocks: int
-    products: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, blocks: _Optional[int] = ..., products: _Optional[_Iterable[float]] = ...) -> None: ...
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    def __init__(self, digest: _Optional[bytes] = ...) -> None: ...
 
 class PushSnapshotRequest(_message.Message):
-    __slots__ = ("header", "chunk", "commit", "gram_row")
+    __slots__ = ("header", "chunk", "commit")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
-    GRAM_ROW_FIELD_NUMBER: _ClassVar[int]
     header: SnapshotHeader
     chunk: SnapshotChunk
     commit: SnapshotCommit
-    gram_row: GramRow
-    def __init__(self, header: _Optional[_Union[SnapshotHeader, _Mapping]] = ..., chunk: _Optional[_Union[SnapshotChunk, _Mapping]] = ..., commit: _Optional[_Union[SnapshotCommit, _Mapping]] = ..., gram_row: _Optional[_Union[GramRow, _Mapping]] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[SnapshotHeader, _Mapping]] = ..., chunk: _Optional[_Union[SnapshotChunk, _Mapping]] = ..., commit: _Optional[_Union[SnapshotCommit, _Mapping]] = ...) -> None: ...
 
 class SnapshotReady(_message.Message):
-    __slots__ = ("offset", "unacknowledged_bytes_limit")
+    __slots__ = ("offset", "unacknowledged_bytes_limit", "held")
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     UNACKNOWLEDGED_BYTES_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     offset: int
     unacknowledged_bytes_limit: int
-    def __init__(self, offset: _Optional[int] = ..., unacknowledged_bytes_limit: _Optional[int] = ...) -> None: ...
+    held: bool
+    def __init__(self, offset: _Optional[int] = ..., unacknowledged_bytes_limit: _Optional[int] = ..., held: bool = ...) -> None: ...
 
 class SnapshotAck(_message.Message):
     __slots__ = ("committed_offset",)
@@ -111,3 +113,35 @@ class PushSnapshotResponse(_message.Message):
     ack: SnapshotAck
     result: SnapshotResult
     def __init__(self, ready: _Optional[_Union[SnapshotReady, _Mapping]] = ..., ack: _Optional[_Union[SnapshotAck, _Mapping]] = ..., result: _Optional[_Union[SnapshotResult, _Mapping]] = ...) -> None: ...
+
+class PushGramRowRequest(_message.Message):
+    __slots__ = ("job", "lease_id", "segment", "step", "averaging", "clock", "shard_index", "velocity_products", "weight_products", "weights_squared")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    AVERAGING_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    SHARD_INDEX_FIELD_NUMBER: _ClassVar[int]
+    VELOCITY_PRODUCTS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_PRODUCTS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_SQUARED_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    lease_id: str
+    segment: int
+    step: int
+    averaging: int
+    clock: float
+    shard_index: int
+    velocity_products: _containers.RepeatedScalarFieldContainer[float]
+    weight_products: _containers.RepeatedScalarFieldContainer[float]
+    weights_squared: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, job: _Optional[str] = ..., lease_id: _Optional[str] = ..., segment: _Optional[int] = ..., step: _Optional[int] = ..., averaging: _Optional[int] = ..., clock: _Optional[float] = ..., shard_index: _Optional[int] = ..., velocity_products: _Optional[_Iterable[float]] = ..., weight_products: _Optional[_Iterable[float]] = ..., weights_squared: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class PushGramRowResponse(_message.Message):
+    __slots__ = ("outcome", "snapshots_held")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_HELD_FIELD_NUMBER: _ClassVar[int]
+    outcome: SnapshotOutcome
+    snapshots_held: int
+    def __init__(self, outcome: _Optional[_Union[SnapshotOutcome, str]] = ..., snapshots_held: _Optional[int] = ...) -> None: ...

@@ -40,6 +40,11 @@ class SnapshotServiceStub(object):
                 request_serializer=koopcast_dot_v1_dot_snapshot__pb2.PushSnapshotRequest.SerializeToString,
                 response_deserializer=koopcast_dot_v1_dot_snapshot__pb2.PushSnapshotResponse.FromString,
                 _registered_method=True)
+        self.PushGramRow = channel.unary_unary(
+                '/koopcast.v1.SnapshotService/PushGramRow',
+                request_serializer=koopcast_dot_v1_dot_snapshot__pb2.PushGramRowRequest.SerializeToString,
+                response_deserializer=koopcast_dot_v1_dot_snapshot__pb2.PushGramRowResponse.FromString,
+                _registered_method=True)
 
 
 class SnapshotServiceServicer(object):
@@ -48,7 +53,14 @@ class SnapshotServiceServicer(object):
 
     def PushSnapshot(self, request_iterator, context):
         """One snapshot. Accepted means: every byte received, checksummed, finite, published in its slot.
-        A stream that ends before its result leaves the window as it was.
+        A stream that ends before its result leaves the window as it was; it may be resumed from where it broke off.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PushGramRow(self, request, context):
+        """What the operators need to know of a snapshot that stays with its trainer (jobs whose window the trainer holds).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +73,11 @@ def add_SnapshotServiceServicer_to_server(servicer, server):
                     servicer.PushSnapshot,
                     request_deserializer=koopcast_dot_v1_dot_snapshot__pb2.PushSnapshotRequest.FromString,
                     response_serializer=koopcast_dot_v1_dot_snapshot__pb2.PushSnapshotResponse.SerializeToString,
+            ),
+            'PushGramRow': grpc.unary_unary_rpc_method_handler(
+                    servicer.PushGramRow,
+                    request_deserializer=koopcast_dot_v1_dot_snapshot__pb2.PushGramRowRequest.FromString,
+                    response_serializer=koopcast_dot_v1_dot_snapshot__pb2.PushGramRowResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +108,33 @@ class SnapshotService(object):
             '/koopcast.v1.SnapshotService/PushSnapshot',
             koopcast_dot_v1_dot_snapshot__pb2.PushSnapshotRequest.SerializeToString,
             koopcast_dot_v1_dot_snapshot__pb2.PushSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushGramRow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/koopcast.v1.SnapshotService/PushGramRow',
+            koopcast_dot_v1_dot_snapshot__pb2.PushGramRowRequest.SerializeToString,
+            koopcast_dot_v1_dot_snapshot__pb2.PushGramRowResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,8 +26,14 @@ class SnapshotServiceStub:
         koopcast.v1.snapshot_pb2.PushSnapshotResponse,
     ]
     """One snapshot. Accepted means: every byte received, checksummed, finite, published in its slot.
-    A stream that ends before its result leaves the window as it was.
+    A stream that ends before its result leaves the window as it was; it may be resumed from where it broke off.
     """
+
+    PushGramRow: grpc.UnaryUnaryMultiCallable[
+        koopcast.v1.snapshot_pb2.PushGramRowRequest,
+        koopcast.v1.snapshot_pb2.PushGramRowResponse,
+    ]
+    """What the operators need to know of a snapshot that stays with its trainer (jobs whose window the trainer holds)."""
 
 class SnapshotServiceAsyncStub:
     """Takes snapshots."""
@@ -37,8 +43,14 @@ class SnapshotServiceAsyncStub:
         koopcast.v1.snapshot_pb2.PushSnapshotResponse,
     ]
     """One snapshot. Accepted means: every byte received, checksummed, finite, published in its slot.
-    A stream that ends before its result leaves the window as it was.
+    A stream that ends before its result leaves the window as it was; it may be resumed from where it broke off.
     """
+
+    PushGramRow: grpc.aio.UnaryUnaryMultiCallable[
+        koopcast.v1.snapshot_pb2.PushGramRowRequest,
+        koopcast.v1.snapshot_pb2.PushGramRowResponse,
+    ]
+    """What the operators need to know of a snapshot that stays with its trainer (jobs whose window the trainer holds)."""
 
 class SnapshotServiceServicer(metaclass=abc.ABCMeta):
     """Takes snapshots."""
@@ -50,7 +62,15 @@ class SnapshotServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[koopcast.v1.snapshot_pb2.PushSnapshotResponse], collections.abc.AsyncIterator[koopcast.v1.snapshot_pb2.PushSnapshotResponse]]:
         """One snapshot. Accepted means: every byte received, checksummed, finite, published in its slot.
-        A stream that ends before its result leaves the window as it was.
+        A stream that ends before its result leaves the window as it was; it may be resumed from where it broke off.
         """
+
+    @abc.abstractmethod
+    def PushGramRow(
+        self,
+        request: koopcast.v1.snapshot_pb2.PushGramRowRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[koopcast.v1.snapshot_pb2.PushGramRowResponse, collections.abc.Awaitable[koopcast.v1.snapshot_pb2.PushGramRowResponse]]:
+        """What the operators need to know of a snapshot that stays with its trainer (jobs whose window the trainer holds)."""
 
 def add_SnapshotServiceServicer_to_server(servicer: SnapshotServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
