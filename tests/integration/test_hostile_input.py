@@ -133,7 +133,7 @@ def test_header_numbers_out_of_range(raw: Stubs, job: koopcast.Job, field: str, 
         snapshot_pb2.PushSnapshotRequest(chunk=snapshot_pb2.SnapshotChunk(offset=2**64 - 1, data=b"\0")),
         snapshot_pb2.PushSnapshotRequest(chunk=snapshot_pb2.SnapshotChunk()),
     ],
-    ids=["empty", "gram row", "second header", "3 MiB", "far offset", "no bytes"],
+    ids=["empty", "second header", "3 MiB", "far offset", "no bytes"],
 )
 def test_messages_out_of_place(
     raw: Stubs, job: koopcast.Job, message: snapshot_pb2.PushSnapshotRequest
