@@ -45,7 +45,7 @@ from koopcast.version import VERSION
 from koopcast.wire import TensorSpec
 
 if TYPE_CHECKING:
-    from koopcast.hook import Ahead, attach
+    from koopcast.hook import Ahead, attach, update_bn
 
 __version__ = VERSION
 
@@ -83,12 +83,13 @@ __all__ = [
     "__version__",
     "attach",
     "connect",
+    "update_bn",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Load the hook, and with it torch, when it is first asked for."""
-    if name not in {"Ahead", "attach"}:
+    if name not in {"Ahead", "attach", "update_bn"}:
         raise AttributeError(f"module 'koopcast' has no attribute {name!r}")
     try:
         from koopcast import hook  # noqa: PLC0415  # keeps `import koopcast` free of torch
@@ -96,7 +97,7 @@ def __getattr__(name: str) -> Any:
         if error.name != "torch":
             raise
         raise MissingExtra(
-            "koopcast.attach needs PyTorch: pip install torch (or 'koopcast[server]' to embed the service as well)",
+            f"koopcast.{name} needs PyTorch: pip install torch (or 'koopcast[server]' to embed the service as well)",
             reason="MISSING_EXTRA",
             extra="torch",
         ) from error

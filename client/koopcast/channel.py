@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
+import grpc.experimental
 from google.protobuf.message import DecodeError
 
 from koopcast.errors import ArgumentTypeError, ArgumentValueError, Cancelled, KoopcastError, error_class
@@ -24,8 +25,14 @@ __all__ = ["STATUS_DETAILS_KEY", "Connection", "error_from_call", "is_local"]
 STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", 8 << 20),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_frame_size", 16_777_215),  # the largest there is: chunks arrive in fewer pieces
+    (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),  # answers come without a detour over a thread
+    # A connection that has died without a word is noticed within 20 s, whether or not a call is under way, so that
+    # a service that can be reached again is found within 30. The service allows such pings every 5 s.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )

@@ -14,9 +14,12 @@ from typing import Any, Final, Literal, Self
 from koopcast.arguments import check_finite, check_whole
 from koopcast.channel import Connection
 from koopcast.embedded import EmbeddedService, acquire_embedded
-from koopcast.errors import ArgumentTypeError, ArgumentValueError, KoopcastError
+from koopcast.encoding import EncodingName as Encoding
+from koopcast.encoding import check_encoding
+from koopcast.errors import ArgumentTypeError, ArgumentValueError, KoopcastError, LeaseLost, NotFound
+from koopcast.gram import MAX_SHARDS, WindowHolder
 from koopcast.job import Job
-from koopcast.messages import DTYPE_NUMBERS, tensors_to_messages
+from koopcast.messages import DTYPE_NUMBERS, ENCODING_NUMBERS, tensors_to_messages
 from koopcast.names import check_job_name
 from koopcast.operator import Operator
 from koopcast.operator_messages import operator_to_message
@@ -25,7 +28,7 @@ from koopcast.v1 import job_pb2, job_pb2_grpc
 from koopcast.version import PROTOCOL_VERSION, VERSION
 from koopcast.wire import ELEMENT_BYTES, Layout, describe
 
-__all__ = ["Client", "connect"]
+__all__ = ["Client", "Encoding", "connect"]
 
 IfExists = Literal["resume", "replace", "error"]
 _IF_EXISTS: Final[Mapping[str, job_pb2.IfExists]] = {
@@ -33,6 +36,7 @@ _IF_EXISTS: Final[Mapping[str, job_pb2.IfExists]] = {
     "replace": job_pb2.IF_EXISTS_REPLACE,
     "error": job_pb2.IF_EXISTS_ERROR,
 }
+_HOLDERS: Final = ("server", "trainer")
 _CLOSE_TIMEOUT_SECONDS: Final = 2.0
 
 
@@ -106,8 +110,15 @@ class Client:
         operator: Operator | None = None,
         if_exists: IfExists = "resume",
         take_over: bool = False,
+        lease_id: str = "",
         window_dtype: str | None = None,
         wire_dtype: str | None = None,
+        encoding: Encoding = "raw",
+        window_holder: WindowHolder = "server",
+        shard_count: int = 1,
+        shard_index: int = 0,
+        shared_lease_id: str = "",
+        keep_weights: bool = True,
         timeout_seconds: float | None = None,
     ) -> Job:
         """Opens a job and takes its lease.
@@ -120,9 +131,23 @@ class Client:
             if_exists: ``"resume"`` attaches to a job of the same spec whose lease is free, keeping its window;
                 ``"replace"`` frees it and makes a new one; ``"error"`` raises AlreadyExists.
             take_over: take the job even from a live lease; the old holder's calls then raise LeaseLost.
+            lease_id: the `Job.lease_id` of an earlier process of this writer: while that lease lives, the job is taken
+                over from it; a lease that is not the job's any more is no use, and no error.
             window_dtype: element type of the stored velocities; by default the widest pushed type, float32 for
                 half precision.
-            wire_dtype: element type of answers; by default float64 where a tensor is float64, else float32.
+            wire_dtype: element type of answers, and of the differences that ``encoding="delta"`` sends; by default
+                float64 where a tensor is float64, else float32.
+            encoding: how snapshots travel. ``"delta"``: as differences from the last one, in `wire_dtype`;
+                ``"delta-int8"``: in a byte an element, with a scale for each 256 of them. Both round, and each snapshot
+                makes good what the one before lost; the first one is sent whole.
+            window_holder: ``"trainer"``: the snapshots stay in the trainer (`koopcast.window.held.TrainerWindow`), which
+                sends Gram rows and gets coefficients; ``"server"``: they are pushed.
+            shard_count: with ``"trainer"``, processes that hold a part of the window each. `tensors` are then still the
+                whole ones, and snapshots count when all parts have come.
+            shard_index: which of them this one is, from 0.
+            shared_lease_id: the `Job.lease_id` of the process that opened the job first: the others join its lease.
+            keep_weights: keep a copy of the last snapshot pushed, from which `Prediction.weights` is made. Without it
+                that snapshot is fetched from the service by whoever looks at `weights`, while the window stays as it is.
             timeout_seconds: deadline; by default the client's.
 
         Raises:
@@ -135,16 +160,21 @@ class Client:
         request = _open_request(
             name, tensors, stride, operator, if_exists, window_dtype, wire_dtype, take_over=take_over
         )
+        _set_holder(request, window_holder, shard_count, shard_index, shared_lease_id)
         layout = Layout({key: describe(key, array) for key, array in tensors.items()})
+        _set_encoding(request, layout, encoding, wire_dtype)
         timeout = (
             self._timeout_seconds
             if timeout_seconds is None
             else check_finite("timeout_seconds", timeout_seconds)
         )
+        if lease_id and not take_over:
+            request.take_over = self._is_lease_alive(name, lease_id, timeout)
         response = self._connection.call(
             lambda channel: job_pb2_grpc.JobServiceStub(channel).OpenJob, request, timeout
         )
         job = Job(self._connection, response, request, layout, operator, self._timeout_seconds)
+        job.keep_weights = bool(keep_weights)
         with self._lock:
             self._jobs.add(job)
             self._start_heartbeat()
@@ -221,6 +251,17 @@ class Client:
         """Close."""
         self.close()
 
+    def _is_lease_alive(self, name: str, lease_id: str, timeout_seconds: float) -> bool:
+        """Whether this is the lease that holds the job now."""
+        request = job_pb2.RenewLeaseRequest(name=name, lease_id=lease_id)
+        try:
+            self._connection.call(
+                lambda channel: job_pb2_grpc.JobServiceStub(channel).RenewLease, request, timeout_seconds
+            )
+        except (LeaseLost, NotFound):
+            return False
+        return True
+
     def _start_heartbeat(self) -> None:
         if self._heartbeat is None or not self._heartbeat.is_alive():
             self._heartbeat = threading.Thread(target=self._beat, name="koopcast-heartbeat", daemon=True)
@@ -239,6 +280,40 @@ class Client:
     def _beat_seconds(self) -> float:
         with self._lock:
             return min((job.lease_seconds for job in self._jobs), default=60.0) / 6
+
+
+def _set_holder(
+    request: job_pb2.OpenJobRequest, holder: str, shard_count: int, shard_index: int, shared_lease_id: str
+) -> None:
+    """Say in the request who holds the window; not in how many parts, where it is one."""
+    if holder not in _HOLDERS:
+        raise ArgumentValueError(
+            f"window_holder must be one of {', '.join(_HOLDERS)}, not {holder!r}", field="window_holder"
+        )
+    check_whole("shard_count", shard_count, 1, MAX_SHARDS)
+    if shard_count > 1 and holder == "server":
+        raise ArgumentValueError('shard_count above 1 is for window_holder="trainer"', field="shard_count")
+    check_whole("shard_index", shard_index, 0, shard_count - 1)
+    if not isinstance(shared_lease_id, str):
+        raise ArgumentTypeError("shared_lease_id must be a string: Job.lease_id", field="shared_lease_id")
+    if holder == "trainer":
+        request.spec.window_holder = job_pb2.WINDOW_HOLDER_TRAINER
+        request.spec.shard_count = shard_count if shard_count > 1 else 0
+        request.shard_index, request.shared_lease_id = shard_index, shared_lease_id
+
+
+def _set_encoding(
+    request: job_pb2.OpenJobRequest, layout: Layout, encoding: Encoding, wire_dtype: str | None
+) -> None:
+    """Say in the request how snapshots travel; nothing, where they do as they are."""
+    if check_encoding(layout, encoding, wire_dtype) is None:
+        return
+    if request.spec.window_holder == job_pb2.WINDOW_HOLDER_TRAINER:
+        raise ArgumentValueError(
+            f'encoding={encoding!r} is for snapshots that travel: with window_holder="trainer" none does',
+            field="encoding",
+        )
+    request.spec.encoding = ENCODING_NUMBERS[encoding]
 
 
 def _open_request(  # noqa: PLR0913  # the same settings

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Self
 
-from koopcast.answers import read_answers
-from koopcast.arguments import check_finite, check_horizons, check_operators, check_whole, loss_or_none
+from koopcast.answer_calls import AnswerCalls
+from koopcast.arguments import check_finite, check_whole, loss_or_none
 from koopcast.channel import Connection
+from koopcast.delta import Differences
+from koopcast.encoding import DifferenceCode
 from koopcast.errors import (
     ArgumentTypeError,
     Cancelled,
@@ -21,10 +24,12 @@ from koopcast.errors import (
     KoopcastError,
     Unavailable,
 )
-from koopcast.messages import tensors_to_messages
+from koopcast.gram import WindowHolder
+from koopcast.gram_calls import GramCalls
+from koopcast.messages import DTYPE_NAMES, ENCODING_NAMES, tensors_to_messages
 from koopcast.operator import Operator
-from koopcast.operator_messages import override_to_message
-from koopcast.prediction import Prediction, Tensors
+from koopcast.payload import Payload, RawPayload
+from koopcast.prediction import Prediction
 from koopcast.status import JobStatus, status_from_message
 from koopcast.upload import PushResult, Upload
 from koopcast.v1 import (
@@ -34,7 +39,7 @@ from koopcast.v1 import (
     prediction_pb2_grpc,
     snapshot_pb2,
 )
-from koopcast.wire import Bytes, Layout, checksum
+from koopcast.wire import Floats, Layout
 
 __all__ = ["Job"]
 
@@ -42,7 +47,7 @@ SLOWEST_LINK_BYTES_PER_SECOND = 10e6
 """What a default deadline allows for the bytes of a snapshot or an answer."""
 
 
-class Job:
+class Job(AnswerCalls, GramCalls):
     """One training run at the service. Made by `Client.open_job`; safe to use from several threads.
 
     The writer holds a lease: any call but `status` renews it, and the client's heartbeat does while nothing is
@@ -52,12 +57,20 @@ class Job:
         name: the job's name.
         stride: trainer steps between two snapshots of a segment.
         operator: its operator settings.
+        window_holder: ``"server"`` or ``"trainer"``: where the snapshots are.
+        shard_index: which shard this object speaks for.
         memory_bytes: memory the job holds on the service's device.
         resumed: whether an existing job, with its window, was resumed.
         segment: the current segment; the next push carries it.
+        held_segment: segment of the newest snapshot in the window when the job was opened; 0: none.
+        held_step: its step.
+        held_averaging: of so many steps it is the mean.
         snapshots_held: weight snapshots in the window, as of the last answer.
-        bytes_sent: snapshot bytes sent through this object.
-        bytes_received: displacement bytes received through this object.
+        keep_weights: whether a copy of the last snapshot pushed is kept, from which `Prediction.weights` is made; else
+            the service sends it when they are asked for.
+        bytes_sent: snapshot bytes sent through this object, and messages of Gram rows.
+        bytes_resent: of these, what had been sent before, over a connection that broke.
+        bytes_received: displacement bytes received through this object, and messages of coefficients.
     """
 
     def __init__(
@@ -73,20 +86,32 @@ class Job:
         self.name = request.name
         self.stride = request.spec.stride
         self.operator = operator
+        trainer_held = request.spec.window_holder == job_pb2.WINDOW_HOLDER_TRAINER
+        self.window_holder: WindowHolder = "trainer" if trainer_held else "server"
+        self.shard_index = request.shard_index
+        self._joined = bool(request.shared_lease_id)
         self.memory_bytes = opened.memory_bytes
         self.resumed = opened.resumed
         self.segment = opened.segment + 1
         self.snapshots_held = opened.snapshots_held
+        self.keep_weights = True
         self.bytes_sent = 0
+        self.bytes_resent = 0
         self.bytes_received = 0
         self.lease_seconds = opened.lease_seconds
         self.last_contact = time.monotonic()
         self._connection = connection
+        self.held_segment, self.held_step = opened.segment, opened.step
+        self.held_averaging = opened.averaging
         self._lease_id = opened.lease_id
+        self._spec_digest = opened.spec_digest
         self._layout = layout
         self._timeout_seconds = timeout_seconds
         self._push_lock = threading.Lock()
-        self._last: tuple[int, int, Bytes] | None = None
+        self._last: tuple[int, int, Callable[[], Floats]] | None = None
+        self._wire_dtype = DTYPE_NAMES.get(request.spec.wire_dtype, layout.storage_dtype)
+        code = DifferenceCode.of(layout, ENCODING_NAMES[request.spec.encoding], self._wire_dtype)
+        self._differences = None if code is None else Differences(layout, code)
         self._closed = False
 
     def push(
@@ -98,7 +123,10 @@ class Job:
         clock: float | None = None,
         timeout_seconds: float | None = None,
     ) -> PushResult:
-        """Sends a snapshot; returns when the service has accepted it. The arrays are copied first.
+        """Sends a snapshot; returns when the service has accepted it. The arrays must not change before that.
+
+        A connection that breaks on the way costs what was under way: the upload goes on where the service has it to,
+        within its deadline.
 
         Args:
             step: the trainer's step, a whole number >= 0; within a segment it rises by exactly the stride.
@@ -120,122 +148,46 @@ class Job:
         averaging = check_whole("averaging", averaging, 1, 2**32 - 1)
         clock = None if clock is None else check_finite("clock", clock)
         with self._push_lock:
-            packed = self._layout.pack(tensors)
-            segment = self.segment
-            header = snapshot_pb2.SnapshotHeader(
-                job=self.name,
-                lease_id=self._lease_id,
-                segment=segment,
-                step=step,
-                tensors=tensors_to_messages(self._layout.specs),
-                total_bytes=len(packed),
-                digest=checksum(packed).to_bytes(4, "big"),
-                averaging=averaging,
-                clock=clock,
-            )
-            upload = Upload(header, packed, self._layout)
-            try:
-                result = upload.run(self._connection, self._deadline(timeout_seconds, len(packed)))
-            except (DeadlineExceeded, Unavailable, Cancelled, InternalError):
-                self._last = None  # it may have been accepted: the next answer must bring its own base
-                raise
-            finally:
-                self.bytes_sent += upload.bytes_sent
-            self._touch()
-            self.snapshots_held = result.snapshots_held
+            segment, encoded = self.segment, self._differences is not None
+            raw = RawPayload(self._layout, tensors, keep=self.keep_weights and not encoded)
+            header = snapshot_pb2.SnapshotHeader(segment=segment, step=step, averaging=averaging, clock=clock)
+            deadline = time.monotonic() + self._deadline(timeout_seconds, raw.nbytes)
+            send = partial(self._upload, header, deadline)
+            if self._differences is None:
+                result, _ = send(raw, None)
+            else:
+                result = self._differences.push((segment, step), raw, send)
             if self._is_newest(result, segment, step):
-                self._last = (segment, step, packed)
+                self._last = self._kept(segment, step, raw) if self.keep_weights else None
             return result
 
-    @overload
-    def predict_ahead(
+    def _upload(
         self,
-        horizon: float | None = None,
-        *,
-        from_step: int | None = None,
-        operators: None = None,
-        clock_intervals: Sequence[float] | None = None,
-        from_clock: float | None = None,
-        max_blocks: int = 256,
-        timeout_seconds: float | None = None,
-    ) -> Prediction: ...
-
-    @overload
-    def predict_ahead(
-        self,
-        horizon: Sequence[float],
-        *,
-        from_step: int | None = None,
-        operators: None = None,
-        clock_intervals: Sequence[float] | None = None,
-        from_clock: float | None = None,
-        max_blocks: int = 256,
-        timeout_seconds: float | None = None,
-    ) -> list[Prediction]: ...
-
-    @overload
-    def predict_ahead(
-        self,
-        horizon: Sequence[float] | float | None = None,
-        *,
-        from_step: int | None = None,
-        operators: Sequence[Operator],
-        clock_intervals: Sequence[float] | None = None,
-        from_clock: float | None = None,
-        max_blocks: int = 256,
-        timeout_seconds: float | None = None,
-    ) -> list[Prediction]: ...
-
-    def predict_ahead(
-        self,
-        horizon: Sequence[float] | float | None = None,
-        *,
-        from_step: int | None = None,
-        operators: Sequence[Operator] | None = None,
-        clock_intervals: Sequence[float] | None = None,
-        from_clock: float | None = None,
-        max_blocks: int = 256,
-        timeout_seconds: float | None = None,
-    ) -> Prediction | list[Prediction]:
-        """Asks for the weights' displacement `horizon` trainer steps ahead.
-
-        Args:
-            horizon: steps ahead of `from_step`, > 0 and at most 2**53; a sequence of them gives a list, in order. None:
-                the job's trusted horizon, which grows with accepted and shrinks with rejected jumps (see `report`).
-            from_step: where the trainer is; by default the step of the last snapshot.
-            operators: answer with the rank, ridge, debiasing and stabilisation of each of these instead of the job's,
-                on the same window; gives a list, all horizons of the first operator, then of the second, and so on.
-            clock_intervals: the horizons on the clock that the snapshots were pushed with (e.g. summed learning rate),
-                one for each: the snapshots are then resampled to a uniform clock, on which training under a
-                schedule is more nearly autonomous.
-            from_clock: with `clock_intervals`, the clock at `from_step`; by default the last snapshot's.
-            max_blocks: blocks to report on at most, 1 to 4096; `Prediction.summary` speaks of all.
-            timeout_seconds: deadline; by default the client's plus what the bytes need at 10 MB/s.
-
-        Raises:
-            ArgumentValueError, ArgumentTypeError: a horizon <= 0, NaN or infinite; no horizon.
-            FailedPrecondition: too few snapshots (the details hold both numbers), or a clock too uneven to resample.
-            InvalidArgument: `from_step` or `from_clock` before the last snapshot.
-        """
-        self._check_open()
-        horizons = [] if horizon is None else check_horizons(horizon)
-        from_step = None if from_step is None else check_whole("from_step", from_step, 0)
-        overrides = check_operators(operators)
-        request = prediction_pb2.PredictAheadRequest(
-            job=self.name,
-            lease_id=self._lease_id,
-            horizons=horizons,
-            from_step=from_step,
-            operators=[override_to_message(operator) for operator in overrides],
-            include_base=self._last is None,
-            clock_intervals=[] if clock_intervals is None else check_horizons(clock_intervals),
-            from_clock=None if from_clock is None else check_finite("from_clock", from_clock),
-            max_blocks=check_whole("max_blocks", max_blocks, 1, 2**32 - 1),
-        )
-        answer_bytes = 8 * self._layout.elements * max(1, len(horizons)) * max(1, len(overrides))
-        predictions = self._answers(request, self._deadline(timeout_seconds, answer_bytes))
-        single = operators is None and not isinstance(horizon, Sequence)
-        return predictions[0] if single else predictions
+        header: snapshot_pb2.SnapshotHeader,
+        deadline: float,
+        payload: Payload,
+        held_digest: bytes | None,
+    ) -> tuple[PushResult, Upload]:
+        """Sends what the header names; adds to it what it has to say of the job and of the payload."""
+        header.job, header.lease_id = self.name, self._lease_id
+        header.total_bytes, header.encoding = payload.nbytes, payload.encoding
+        header.reference_segment, header.reference_step = payload.reference or (0, 0)
+        if self._spec_digest:
+            header.spec_digest = self._spec_digest
+        elif not header.tensors:  # a service of before the digest
+            header.tensors.extend(tensors_to_messages(self._layout.specs))
+        upload = Upload(header, payload, held_digest)
+        try:
+            result = upload.run(self._connection, deadline - time.monotonic())
+        except (DeadlineExceeded, Unavailable, Cancelled, InternalError):
+            self._last = None  # it may have been accepted: the next answer must bring its own base
+            raise
+        finally:
+            self.bytes_sent += upload.bytes_sent
+            self.bytes_resent += upload.bytes_resent
+        self._touch()
+        self.snapshots_held = result.snapshots_held
+        return result, upload
 
     def report(
         self,
@@ -311,6 +263,8 @@ class Job:
     def close(self, *, keep: bool = False, timeout_seconds: float | None = None) -> None:
         """Gives the job up and frees its memory and name; does nothing the second time.
 
+        A shard that joined with a `shared_lease_id` only lets go of it: the one that opened the job closes it.
+
         Args:
             keep: only release the lease: the job and its window stay for the next writer, until they expire.
             timeout_seconds: deadline; by default the client's.
@@ -318,6 +272,8 @@ class Job:
         if self._closed:
             return
         self._closed = True
+        if self._joined:
+            return
         request = job_pb2.CloseJobRequest(name=self.name, lease_id=self._lease_id, keep=keep)
         self._connection.call(
             lambda channel: job_pb2_grpc.JobServiceStub(channel).CloseJob,
@@ -344,38 +300,19 @@ class Job:
         with contextlib.suppress(KoopcastError):  # the block's own exception is the one to hear of
             self.close(keep=True)
 
-    def _answers(
-        self, request: prediction_pb2.PredictAheadRequest, deadline_seconds: float
-    ) -> list[Prediction]:
-        with self._connection.errors():
-            stub = prediction_pb2_grpc.PredictionServiceStub(self._connection.channel())
-            answers = stub.PredictAhead(request, timeout=deadline_seconds, metadata=self._connection.metadata)
-            try:
-                predictions, received = read_answers(answers, self._layout, self._base_lookup())
-            finally:
-                answers.cancel()  # an answer that is not read to its end must not keep the service waiting
-        self.bytes_received += received
-        self._touch()
-        return predictions
-
     def _is_newest(self, result: PushResult, segment: int, step: int) -> bool:
         if result.outcome == "superseded":
             return False
         return result.outcome == "accepted" or self._last is None or (segment, step) > self._last[:2]
 
-    def _base_lookup(self) -> Any:
-        last, layout = self._last, self._layout
-
-        def lookup(segment: int, step: int) -> Tensors:
-            if last is None or last[:2] != (segment, step):
-                raise FailedPrecondition(
-                    f"the snapshot of step {step} was not pushed last through this Job: its weights are not here",
-                    reason="BASE_NOT_HELD",
-                    step=step,
-                )
-            return layout.split(layout.unpack(last[2], layout.storage_dtype))
-
-        return lookup
+    def _kept(self, segment: int, step: int, raw: RawPayload) -> tuple[int, int, Callable[[], Floats]] | None:
+        """The snapshot pushed last as the service holds it, in memory of its own."""
+        if self._differences is None:
+            if raw.kept is None:
+                return None
+            return segment, step, partial(self._layout.unpack, raw.kept, self._layout.storage_dtype)
+        base = self._differences.base() if self._differences.stands_for == (segment, step) else None
+        return None if base is None else (segment, step, base.copy)
 
     def _deadline(self, timeout_seconds: float | None, transfer_bytes: int) -> float:
         if timeout_seconds is not None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from koopcast.encoding import EncodingName
 from koopcast.errors import InvalidArgument
 from koopcast.v1 import tensor_pb2
 from koopcast.wire import TensorSpec
@@ -13,6 +14,8 @@ from koopcast.wire import TensorSpec
 __all__ = [
     "DTYPE_NAMES",
     "DTYPE_NUMBERS",
+    "ENCODING_NAMES",
+    "ENCODING_NUMBERS",
     "tensors_from_messages",
     "tensors_to_messages",
 ]
@@ -24,6 +27,16 @@ DTYPE_NUMBERS: Final[Mapping[str, tensor_pb2.ElementType]] = {
     "float16": tensor_pb2.ELEMENT_TYPE_FLOAT16,
 }
 DTYPE_NAMES: Final[Mapping[int, str]] = {number: name for name, number in DTYPE_NUMBERS.items()}
+
+ENCODING_NUMBERS: Final[Mapping[EncodingName, tensor_pb2.Encoding]] = {
+    "raw": tensor_pb2.ENCODING_RAW,
+    "delta": tensor_pb2.ENCODING_DELTA,
+    "delta-int8": tensor_pb2.ENCODING_DELTA_INT8,
+}
+ENCODING_NAMES: Final[Mapping[int, EncodingName]] = {
+    tensor_pb2.ENCODING_UNSPECIFIED: "raw",
+    **{number: name for name, number in ENCODING_NUMBERS.items()},
+}
 
 _MOST_ELEMENTS: Final = 2**63
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from koopcast.gram import Coefficients
 from koopcast.operator_messages import debias_name, debias_number
 from koopcast.v1 import operator_pb2
 
@@ -132,8 +133,8 @@ class Prediction:
         blocks: one report a block, in the partition's order, at most 256 of them unless asked otherwise: a node
             partition has a hundred thousand. `summary` speaks of all.
         summary: all blocks together.
-        displacement: name to array (float32 or float64), the predicted change of the weights. Translate the
-            current weights by it.
+        coefficients: of a job whose window the trainer holds, what the displacement is made of (see
+            `koopcast.window.held`); None where no block moves, and for other jobs.
     """
 
     id: str
@@ -145,8 +146,21 @@ class Prediction:
     operator_index: int
     blocks: tuple[Block, ...]
     summary: Summary
-    displacement: Tensors
+    _displacement: Callable[[], Tensors] = field(repr=False, compare=False)
     _base: Callable[[], Tensors] = field(repr=False, compare=False)
+    coefficients: Coefficients | None = field(default=None, repr=False)
+
+    @property
+    def displacement(self) -> Tensors:
+        """The predicted change of the weights: name to array (float32 or float64). Translate the current ones by it.
+
+        Of an answer with ``reports_only`` it is fetched on each access: hold on to what you get.
+
+        Raises:
+            FailedPrecondition: it was to be fetched, and the window has changed since the answer (WINDOW_MOVED).
+            KoopcastError: it was to be fetched, and that failed.
+        """
+        return self._displacement()
 
     @property
     def predicted_error(self) -> float:

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from koopcast.messages import DTYPE_NAMES, DTYPE_NUMBERS, tensors_from_messages, tensors_to_messages
+from koopcast.encoding import EncodingName
+from koopcast.gram import WindowHolder
+from koopcast.messages import (
+    DTYPE_NAMES,
+    DTYPE_NUMBERS,
+    ENCODING_NAMES,
+    ENCODING_NUMBERS,
+    tensors_from_messages,
+    tensors_to_messages,
+)
 from koopcast.operator import Operator
 from koopcast.operator_messages import operator_from_message, operator_to_message
 from koopcast.prediction import (
@@ -73,6 +82,7 @@ class JobStatus:
         operator: its operator settings.
         window_dtype: element type of the stored velocities.
         wire_dtype: element type of answers.
+        encoding: how snapshots may travel, besides raw.
         segment: segment of the newest snapshot, 0 before the first.
         step: step of the newest snapshot, None before the first.
         snapshots_held: weight snapshots in the window.
@@ -95,6 +105,8 @@ class JobStatus:
         trusted_horizon_steps: trainer steps that the job is trusted to look ahead: more after accepted jumps, fewer
             after rejected ones.
         history: what earlier answers said, oldest first: the newest 512.
+        window_holder: ``"server"`` or ``"trainer"``: where the snapshots are.
+        shard_count: trainers that hold a part of the window each.
     """
 
     name: str
@@ -123,6 +135,9 @@ class JobStatus:
     summary: Summary | None = None
     trusted_horizon_steps: float = 0.0
     history: tuple[HistoryPoint, ...] = ()
+    encoding: EncodingName = "raw"
+    window_holder: WindowHolder = "server"
+    shard_count: int = 1
 
 
 def status_from_message(message: job_pb2.JobStatus) -> JobStatus:
@@ -156,6 +171,9 @@ def status_from_message(message: job_pb2.JobStatus) -> JobStatus:
         summary=summary_from_message(message.summary) if message.HasField("summary") else None,
         trusted_horizon_steps=message.trusted_horizon_steps,
         history=tuple(map(_point_from_message, message.history)),
+        encoding=ENCODING_NAMES.get(spec.encoding, "raw"),
+        window_holder="trainer" if spec.window_holder == job_pb2.WINDOW_HOLDER_TRAINER else "server",
+        shard_count=max(1, spec.shard_count),
     )
 
 
@@ -170,7 +188,11 @@ def status_to_message(status: JobStatus) -> job_pb2.JobStatus:
             operator=operator_to_message(status.operator),
             window_dtype=DTYPE_NUMBERS[status.window_dtype],
             wire_dtype=DTYPE_NUMBERS[status.wire_dtype],
-            window_holder=job_pb2.WINDOW_HOLDER_SERVER,
+            encoding=ENCODING_NUMBERS[status.encoding],
+            window_holder=job_pb2.WINDOW_HOLDER_TRAINER
+            if status.window_holder == "trainer"
+            else job_pb2.WINDOW_HOLDER_SERVER,
+            shard_count=status.shard_count if status.shard_count > 1 else 0,
         ),
         segment=status.segment,
         step=status.step,

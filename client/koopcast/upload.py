@@ -1,18 +1,33 @@
-"""One snapshot up the wire: header, chunks under a window of unacknowledged bytes, commit, result."""
+"""One snapshot up the wire, over as many connections as it takes.
+
+::
+
+    header ─> chunks, at most 64 MiB ahead of the service's acks ─> commit ─> result
+                 └─ the connection breaks: header(resume) ─> ready(offset) ─> chunks from there ...
+
+Nothing is sent twice but what was under way when a connection broke.
+"""
 
 from __future__ import annotations
 
+import secrets
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from koopcast.channel import Connection
-from koopcast.errors import InternalError
-from koopcast.v1 import snapshot_pb2, snapshot_pb2_grpc
-from koopcast.wire import UNACKNOWLEDGED_BYTES, Bytes, Layout, checksum
+import grpc
 
-__all__ = ["PushResult", "Upload"]
+from koopcast.bulk import push_snapshot
+from koopcast.channel import Connection
+from koopcast.codec import encode_chunk
+from koopcast.errors import InternalError, KoopcastError
+from koopcast.payload import Payload
+from koopcast.v1 import snapshot_pb2
+from koopcast.wire import UNACKNOWLEDGED_BYTES, checksum, combine
+
+__all__ = ["PushResult", "Upload", "result_of"]
 
 Outcome = Literal["accepted", "duplicate", "superseded"]
 _OUTCOMES: Final[dict[int, Outcome]] = {
@@ -20,6 +35,12 @@ _OUTCOMES: Final[dict[int, Outcome]] = {
     snapshot_pb2.SNAPSHOT_OUTCOME_DUPLICATE: "duplicate",
     snapshot_pb2.SNAPSHOT_OUTCOME_SUPERSEDED: "superseded",
 }
+_FRUITLESS_ATTEMPTS: Final = 5
+"""Attempts in a row without a byte landed after which an upload that had begun is given up."""
+_ON_THE_WAY: Final = frozenset({"CHECKSUM_MISMATCH", "BAD_MESSAGE", "UPLOAD_STALLED"})
+"""Reasons that the service gives where bytes were lost or changed on the way."""
+_FIRST_PAUSE_SECONDS: Final = 0.05
+_LONGEST_PAUSE_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,88 +57,240 @@ class PushResult:
     snapshots_held: int
 
 
-class Upload:
-    """The upload of one packed snapshot. gRPC pulls `_messages` on a thread of its own; `run` reads the answers."""
+def result_of(message: snapshot_pb2.SnapshotResult | snapshot_pb2.PushGramRowResponse) -> PushResult:
+    """What the service says became of a snapshot.
 
-    def __init__(self, header: snapshot_pb2.SnapshotHeader, packed: Bytes, layout: Layout) -> None:
-        """Take a header and the bytes it speaks of."""
-        self._header = header
-        self._packed = packed
-        self._layout = layout
-        self._changed = threading.Condition()
-        self._ready = False
-        self._over = False
-        self._acknowledged = 0
-        self._limit = UNACKNOWLEDGED_BYTES
-        self.bytes_sent = 0
+    Raises:
+        InternalError: an outcome that this client does not know.
+    """
+    outcome = _OUTCOMES.get(message.outcome)
+    if outcome is None:
+        raise InternalError(f"the service gave an unknown outcome, {message.outcome}", reason="NO_RESULT")
+    return PushResult(outcome, message.snapshots_held)
+
+
+class Upload:
+    """The upload of one snapshot."""
+
+    def __init__(
+        self, header: snapshot_pb2.SnapshotHeader, payload: Payload, held_digest: bytes | None = None
+    ) -> None:
+        """Take the bytes, and a header that says all but what concerns the upload itself.
+
+        Args:
+            header: of the snapshot.
+            payload: its bytes.
+            held_digest: what to commit with where the service says that it holds the step: that of other bytes that
+                stand for the same snapshot. None: the payload's.
+        """
+        self._source = _Source(payload)
+        self._held_digest = held_digest
+        self._header = snapshot_pb2.SnapshotHeader()
+        self._header.CopyFrom(header)
+        self._header.upload_id = secrets.token_bytes(16)
+        if payload.reference is None and held_digest is None and self._source.is_short:
+            # The service may then judge the snapshot before it lands.
+            self._header.digest = self._source.digest()
+
+    @property
+    def bytes_sent(self) -> int:
+        """Data sent, over all connections. Unit: bytes."""
+        return self._source.bytes_sent
+
+    @property
+    def bytes_resent(self) -> int:
+        """Of these, what had been sent before. Unit: bytes."""
+        return self._source.bytes_resent
+
+    def digest(self) -> bytes:
+        """crc32c of the payload's bytes, big-endian."""
+        return self._source.digest()
 
     def run(self, connection: Connection, timeout_seconds: float) -> PushResult:
-        """Sends the snapshot and waits for its result.
+        """Sends the snapshot and waits for its result. The payload is not read any more when this returns.
 
         Raises:
-            KoopcastError: as the service answers.
+            KoopcastError: as the service answers; or what the last attempt met, where too many broke off.
         """
+        deadline = time.monotonic() + timeout_seconds
+        landed, fruitless = -1, 0
+        while True:
+            stream = _Stream(self._source, self._header, self._held_digest)
+            try:
+                return stream.run(connection, deadline - time.monotonic())
+            except KoopcastError as error:
+                fruitless = 0 if stream.landed > landed else fruitless + 1
+                landed = max(landed, stream.landed)
+                # Where nothing was answered yet, a standing connection may have broken just now: once more, at once.
+                pause = (
+                    min(_FIRST_PAUSE_SECONDS * 2**fruitless, _LONGEST_PAUSE_SECONDS) if landed >= 0 else 0.0
+                )
+                most = _FRUITLESS_ATTEMPTS if landed >= 0 else 1
+                if fruitless > most or not _is_break(error) or time.monotonic() + pause >= deadline:
+                    raise
+            self._header.resume = True
+            time.sleep(pause)
+
+
+class _Source:
+    """A payload as it is sent: messages of its chunks, their checksums, and what was sent so far."""
+
+    def __init__(self, payload: Payload) -> None:
+        self._payload = payload
+        self._lock = threading.Lock()
+        self._before = {0: 0}  # crc32c of all bytes before each border between chunks
+        self._sent_to = 0
+        self.bytes_sent = 0
+        self.bytes_resent = 0
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it is a single chunk."""
+        return next(self._payload.ranges(0))[1] == self._payload.nbytes
+
+    def ranges(self, start: int) -> Iterator[tuple[int, int]]:
+        """Ranges of the chunks from `start` on.
+
+        Raises:
+            InternalError: no chunk that was sent ended there.
+        """
+        if start not in self._before:
+            raise InternalError(f"the service asks for byte {start}, inside of a chunk", reason="BAD_OFFSET")
+        return self._payload.ranges(start)
+
+    def message(self, stream: _Stream, start: int, stop: int) -> bytes | None:
+        """The message of a chunk; None once its stream is over."""
+        with self._lock:
+            if stream.over:
+                return None
+            data = self._payload.read(start, stop)
+            message = encode_chunk(start, data, self._summed(start, stop, data))
+            self.bytes_sent += stop - start
+            self.bytes_resent += max(0, min(stop, self._sent_to) - start)
+            self._sent_to = max(self._sent_to, stop)
+            return message
+
+    def digest(self) -> bytes:
+        """crc32c of all bytes, big-endian; reads what was not read yet."""
+        with self._lock:
+            for start, stop in self._payload.ranges(max(self._before)):
+                self._summed(start, stop, self._payload.read(start, stop))
+            return self._before[self._payload.nbytes].to_bytes(4, "big")
+
+    def leave(self) -> None:
+        """Returns when nobody reads the payload."""
+        with self._lock:
+            return
+
+    def _summed(self, start: int, stop: int, data: memoryview) -> int:
+        crc32c = checksum(data)
+        self._before[stop] = combine(self._before[start], crc32c, stop - start)
+        return crc32c
+
+
+class _Stream:
+    """One connection's part of an upload. gRPC pulls `_messages` on a thread of its own; `run` reads the answers.
+
+    Attributes:
+        landed: bytes that the service has, as it said last; -1 before it said anything.
+        over: whether the stream has ended: nothing more is sent.
+    """
+
+    def __init__(
+        self, source: _Source, header: snapshot_pb2.SnapshotHeader, held_digest: bytes | None
+    ) -> None:
+        self._source = source
+        self._header = header
+        self._held_digest = held_digest
+        self._changed = threading.Condition()
+        self._held = False
+        self._limit = UNACKNOWLEDGED_BYTES
+        self._failure: Exception | None = None
+        self.landed = -1
+        self.over = False
+
+    def run(self, connection: Connection, timeout_seconds: float) -> PushResult:
+        """Sends what the service has not got yet and waits for the result."""
         try:
             with connection.errors():
-                stub = snapshot_pb2_grpc.SnapshotServiceStub(connection.channel())
-                answers = stub.PushSnapshot(
-                    self._messages(), timeout=timeout_seconds, metadata=connection.metadata
-                )
+                push = push_snapshot(connection.channel())
+                answers = push(self._messages(), timeout=timeout_seconds, metadata=connection.metadata)
                 try:
                     return self._read(answers)
                 finally:
                     answers.cancel()  # interrupted, say from the keyboard: the service need not wait for the rest
+        except KoopcastError:
+            if self._failure is not None:
+                raise self._failure from None
+            raise
         finally:
-            self._finish()
+            self._note(over=True)
+            self._source.leave()
 
     def _read(self, answers: Iterator[snapshot_pb2.PushSnapshotResponse]) -> PushResult:
         result: PushResult | None = None
-        for answer in answers:
-            kind = answer.WhichOneof("message")
-            if kind == "result":
-                outcome = _OUTCOMES.get(answer.result.outcome)
-                if outcome is not None:
-                    result = PushResult(outcome, answer.result.snapshots_held)
-            elif kind == "ready":
-                self._begin(answer.ready.unacknowledged_bytes_limit)
-            elif kind == "ack":
-                self._acknowledge(answer.ack.committed_offset)
+        try:
+            for answer in answers:
+                kind = answer.WhichOneof("message")
+                if kind == "result":
+                    result = result_of(answer.result)
+                elif kind == "ready":
+                    self._limit = answer.ready.unacknowledged_bytes_limit or UNACKNOWLEDGED_BYTES
+                    self._note(landed=answer.ready.offset, held=answer.ready.held)
+                elif kind == "ack":
+                    self._note(landed=answer.ack.committed_offset)
+        except grpc.RpcError:
+            if result is None:  # a connection that breaks after the result has done its work
+                raise
         if result is None:
             raise InternalError("the service ended the upload without a result", reason="NO_RESULT")
         return result
 
-    def _messages(self) -> Iterator[snapshot_pb2.PushSnapshotRequest]:
+    def _messages(self) -> Iterator[snapshot_pb2.PushSnapshotRequest | bytes]:
+        try:
+            yield from self._sent()
+        except Exception as error:  # noqa: BLE001  # gRPC would only log it: `run` raises it on the caller's thread
+            self._failure = error
+
+    def _sent(self) -> Iterator[snapshot_pb2.PushSnapshotRequest | bytes]:
         yield snapshot_pb2.PushSnapshotRequest(header=self._header)
-        with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._over)
-        for start, stop in self._layout.chunk_ranges():
+        for start, stop in self._source.ranges(self._first_byte()):
             if not self._may_send(stop):
-                return
-            data = self._packed[start:stop].tobytes()
-            self.bytes_sent += len(data)
-            yield snapshot_pb2.PushSnapshotRequest(
-                chunk=snapshot_pb2.SnapshotChunk(offset=start, data=data, crc32c=checksum(data))
-            )
-        if not self._over:
-            yield snapshot_pb2.PushSnapshotRequest(commit=snapshot_pb2.SnapshotCommit())
+                break
+            message = self._source.message(self, start, stop)
+            if message is None:
+                break
+            yield message
+        if not self.over:
+            held = self._held_digest if self._held else None
+            digest = self._source.digest() if held is None else held
+            yield snapshot_pb2.PushSnapshotRequest(commit=snapshot_pb2.SnapshotCommit(digest=digest))
+
+    def _first_byte(self) -> int:
+        """0, without waiting, unless the upload goes on where another connection broke, or may be needless."""
+        if not self._header.resume and self._held_digest is None:
+            return 0
+        with self._changed:
+            self._changed.wait_for(lambda: self.landed >= 0 or self.over)
+            return max(0, self.landed)
 
     def _may_send(self, stop: int) -> bool:
+        """Waits until a chunk is within the limit; False where none is wanted any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._over or stop - self._acknowledged <= self._limit)
-            return not self._over
+            self._changed.wait_for(
+                lambda: self.over or self._held or stop - max(0, self.landed) <= self._limit
+            )
+            return not (self.over or self._held)
 
-    def _begin(self, limit: int) -> None:
+    def _note(self, *, landed: int = -1, held: bool = False, over: bool = False) -> None:
         with self._changed:
-            self._ready = True
-            self._limit = limit or UNACKNOWLEDGED_BYTES
+            self.landed = max(self.landed, landed)
+            self._held |= held
+            self.over |= over
             self._changed.notify_all()
 
-    def _acknowledge(self, offset: int) -> None:
-        with self._changed:
-            self._acknowledged = max(self._acknowledged, offset)
-            self._changed.notify_all()
 
-    def _finish(self) -> None:
-        with self._changed:
-            self._over = True
-            self._changed.notify_all()
+def _is_break(error: KoopcastError) -> bool:
+    """Whether the connection is at fault: the service says so, or it is gRPC's own status, which has no reason."""
+    broken = error.reason == error.code.name in {"UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED"}
+    return broken or error.reason in _ON_THE_WAY

@@ -15,6 +15,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final
 
@@ -33,7 +34,10 @@ __all__ = [
     "Run",
     "TensorSpec",
     "checksum",
+    "combine",
     "describe",
+    "flat_bytes",
+    "flat_view",
     "narrow",
     "storage_dtype",
     "widen",
@@ -108,6 +112,8 @@ class Layout:
 
     Attributes:
         specs: name to TensorSpec, in order.
+        element_bounds: where each tensor's elements begin, and where the last one's end.
+        byte_bounds: the same in bytes.
         elements: elements of all tensors together.
         nbytes: bytes of all tensors together.
         runs: the runs, in order.
@@ -118,6 +124,8 @@ class Layout:
         self.specs = dict(specs)
         sizes = [spec.elements for spec in self.specs.values()]
         self.element_bounds = tuple(itertools.accumulate(sizes, initial=0))  # exact, however large
+        lengths = [spec.nbytes for spec in self.specs.values()]
+        self.byte_bounds = tuple(itertools.accumulate(lengths, initial=0))
         self.elements = self.element_bounds[-1]
         self.runs = tuple(_runs(self.specs.values(), self.element_bounds))
         self.nbytes = self.runs[-1].end_byte if self.runs else 0
@@ -134,22 +142,36 @@ class Layout:
         Raises:
             ArgumentValueError: a missing or extra tensor, another shape or type than in the spec.
         """
-        _same_names(self.specs, arrays)
+        self.check(arrays)
         packed = np.empty(self.nbytes, np.uint8)
-        offset = 0
-        for name, spec in self.specs.items():
-            bits = _bits(name, arrays[name])
-            _same_kind(name, spec, describe(name, arrays[name]))
-            view = packed[offset : offset + spec.nbytes].view(np.uint8)
-            view[:] = bits.reshape(-1).view(np.uint8)
-            offset += spec.nbytes
+        for name, (start, stop) in zip(self.specs, pairwise(self.byte_bounds), strict=True):
+            packed[start:stop] = flat_bytes(name, arrays[name])
         return packed
 
-    def chunk_ranges(self) -> Iterator[tuple[int, int]]:
-        """Byte ranges [start, stop) of the chunks, in order; none crosses the end of a run."""
-        for run in self.runs:
-            for start in range(run.first_byte, run.end_byte, CHUNK_BYTES):
-                yield start, min(start + CHUNK_BYTES, run.end_byte)
+    def check(self, arrays: Mapping[str, Any]) -> None:
+        """Compares names, types and shapes of some arrays with the specs.
+
+        Raises:
+            ArgumentValueError: a missing or extra tensor, another shape or type than in the spec.
+            ArgumentTypeError: something that is no array, or has no values.
+        """
+        _same_names(self.specs, arrays)
+        for name, spec in self.specs.items():
+            array = arrays[name]
+            if isinstance(array, TensorSpec):
+                raise ArgumentTypeError(f"tensor {name!r}: a spec holds no values to push", field=name)
+            _same_kind(name, spec, describe(name, array))
+
+    def chunk_ranges(self, start: int = 0, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int]]:
+        """Byte ranges [start, stop) of the chunks, in order; none crosses the end of a run.
+
+        Args:
+            start: where the first one begins, at the border of an element.
+            chunk_bytes: bytes in a chunk at most, a multiple of 8.
+        """
+        for run in self.runs[bisect.bisect_right(self._run_ends, start) :]:
+            for first in range(max(start, run.first_byte), run.end_byte, chunk_bytes):
+                yield first, min(first + chunk_bytes, run.end_byte)
 
     def run_of(self, first_byte: int, byte_count: int) -> Run | None:
         """The run that holds the byte range as whole elements, or None where no run does."""
@@ -216,9 +238,56 @@ def describe(name: str, array: Any) -> TensorSpec:
     return spec
 
 
+def flat_bytes(name: str, array: Any) -> Bytes:
+    """The bytes of an array or a torch tensor as they travel. A view where they lie so in memory, else a copy."""
+    view = flat_view(array)
+    if view is not None:
+        return view
+    torch: Any = sys.modules.get("torch")
+    dense = array.detach().cpu().contiguous() if _is_torch(array, torch) else np.ascontiguousarray(array)
+    if isinstance(dense, np.ndarray) and dense.dtype.name != "bfloat16":
+        dense = dense.astype(dense.dtype.newbyteorder("<"), copy=False)
+    view = flat_view(dense)
+    if view is None:
+        raise ArgumentTypeError(f"tensor {name!r} cannot be read as an array", field=name)
+    return view
+
+
+def flat_view(array: Any) -> Bytes | None:
+    """The memory of a dense little-endian array, or torch tensor on the CPU, as bytes; None of any other."""
+    torch: Any = sys.modules.get("torch")
+    if _is_torch(array, torch):
+        if array.device.type != "cpu" or not array.is_contiguous():
+            return None
+        bits: npt.NDArray[Any] = array.detach().reshape(-1).view(torch.uint8).numpy()
+        return bits
+    if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
+        return None
+    order = array.dtype.byteorder
+    is_big = order == ">" or (order == "=" and sys.byteorder == "big")
+    return None if is_big else array.reshape(-1).view(np.uint8)
+
+
+def _is_torch(array: Any, torch: Any) -> bool:
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
 def checksum(data: Any, previous: int = 0) -> int:
     """crc32c of a buffer, continued from `previous`."""
     return int(_crc32c.crc32c(data, previous))
+
+
+def combine(crc32c: int, following: int, following_bytes: int) -> int:
+    """crc32c of two stretches of bytes one after the other, from the checksums of each.
+
+    A checksum is a polynomial over GF(2); the bytes that follow multiply it by a power of x (as zlib's crc32_combine).
+
+    Args:
+        crc32c: of the first stretch.
+        following: of the second one.
+        following_bytes: length of the second one.
+    """
+    return _times(_shift(following_bytes), crc32c) ^ following
 
 
 def storage_dtype(dtypes: Sequence[str]) -> str:
@@ -226,7 +295,7 @@ def storage_dtype(dtypes: Sequence[str]) -> str:
     return "float64" if "float64" in dtypes else "float32"
 
 
-def widen(data: bytes | Bytes, dtype: str) -> Floats:
+def widen(data: bytes | memoryview | Bytes, dtype: str) -> Floats:
     """Bytes of `dtype` as an array that NumPy can compute with; bfloat16 becomes float32. Copies only if it must."""
     bits = np.frombuffer(data, _BITS[dtype])
     if dtype == "bfloat16":
@@ -245,6 +314,32 @@ def narrow(values: Floats, dtype: str) -> Bytes:
     return np.ascontiguousarray(values, _BITS[dtype]).view(np.uint8)
 
 
+_POLYNOMIAL: Final = 0x82F63B78
+"""Of crc32c, the lowest power in the highest bit."""
+
+
+def _times(one: int, other: int) -> int:
+    """The product of two polynomials, modulo that of crc32c."""
+    product = 0
+    for bit in range(31, -1, -1):
+        if one >> bit & 1:
+            product ^= other
+        other = other >> 1 ^ (_POLYNOMIAL if other & 1 else 0)
+    return product
+
+
+@lru_cache(maxsize=64)
+def _shift(byte_count: int) -> int:
+    """The power of x that so many bytes are: nearly all chunks have one length."""
+    power, square = 1 << 31, 1 << 23  # 1, and x to the 8th
+    while byte_count:
+        if byte_count & 1:
+            power = _times(square, power)
+        square = _times(square, square)
+        byte_count >>= 1
+    return power
+
+
 def _runs(specs: Any, bounds: Sequence[int]) -> Iterator[Run]:
     current: Run | None = None
     for spec, first_element in zip(specs, bounds, strict=False):
@@ -260,23 +355,6 @@ def _runs(specs: Any, bounds: Sequence[int]) -> Iterator[Run]:
         yield current
 
 
-def _bits(name: str, array: Any) -> npt.NDArray[Any]:
-    """The array's memory as a contiguous NumPy array, bfloat16 as uint16. Copies only if it must."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(array, torch.Tensor):
-        tensor = array.detach().cpu().contiguous()
-        if tensor.dtype == torch.bfloat16:
-            tensor = tensor.view(torch.int16)
-        bits: npt.NDArray[Any] = tensor.numpy()
-        return bits
-    if isinstance(array, TensorSpec):
-        raise ArgumentTypeError(f"tensor {name!r}: a spec holds no values to push", field=name)
-    dense = np.ascontiguousarray(array)
-    return (
-        dense.view(np.uint16) if dense.dtype.name == "bfloat16" else dense.astype(_little(dense), copy=False)
-    )
-
-
 def _check_units(name: str, spec: TensorSpec) -> None:
     if not isinstance(spec.node_of, str):
         raise ArgumentTypeError(f"tensor {name!r}: node_of must be a name, not {spec.node_of!r}", field=name)
@@ -289,10 +367,6 @@ def _check_units(name: str, spec: TensorSpec) -> None:
         raise ArgumentValueError(
             f"tensor {name!r} of shape {spec.shape} has no axis {axis} (node_axis)", field=name
         )
-
-
-def _little(array: npt.NDArray[Any]) -> np.dtype[Any]:
-    return array.dtype.newbyteorder("<")
 
 
 def _same_names(specs: Mapping[str, TensorSpec], arrays: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from rich.table import Column, Table
 
 import koopcast
 from koopcast.version import PROTOCOL_VERSION, VERSION
+from koopcast_server.allocator import keep_freed_memory
 from koopcast_server.config import Settings
 from koopcast_server.engine import DeviceMissing
 from koopcast_server.identity import TokenFileError
@@ -97,6 +98,7 @@ def serve(  # noqa: PLR0913  # one option a setting
     }
     settings = _settings({name: value for name, value in given.items() if value is not None})
     configure_logging(settings.log_level, settings.log_format)
+    keep_freed_memory()
     try:
         asyncio.run(_serve(settings))
     except (StartupError, DeviceMissing, TokenFileError) as error:

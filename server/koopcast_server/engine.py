@@ -18,6 +18,7 @@ from typing import Final, ParamSpec, TypeVar
 import psutil
 import torch
 
+from koopcast_server.held_grams import HeldGrams
 from koopcast_server.held_window import HeldWindow, rehearse
 from koopcast_server.window_shape import JobShape
 
@@ -73,9 +74,9 @@ class Engine:
         finally:
             self.waiting -= 1
 
-    def new_window(self, shape: JobShape) -> HeldWindow:
-        """A window on the device."""
-        return HeldWindow(shape, self.device)
+    def new_window(self, shape: JobShape) -> HeldWindow | HeldGrams:
+        """A window on the device, or the products of one that the trainer holds."""
+        return HeldGrams(shape) if shape.holders else HeldWindow(shape, self.device)
 
     async def check(self) -> None:
         """Shows that a worker answers and the device computes.

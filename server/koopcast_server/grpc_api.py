@@ -1,40 +1,26 @@
-"""The gRPC services of jobs and snapshots: decode, call the jobs, encode. Errors become status in the interceptor."""
+"""The gRPC service of jobs: decode, call the jobs, encode. Errors become status in the interceptor."""
 
 from __future__ import annotations
 
-import asyncio
 import bisect
 import itertools
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
-from koopcast.errors import DeadlineExceeded, InvalidArgument
+from koopcast.errors import InvalidArgument
 from koopcast.status import status_to_message
-from koopcast.v1 import (
-    job_pb2,
-    job_pb2_grpc,
-    snapshot_pb2,
-    snapshot_pb2_grpc,
-)
+from koopcast.v1 import job_pb2, job_pb2_grpc
 from koopcast.version import PROTOCOL_VERSION, VERSION
-from koopcast.wire import ACK_BYTES, UNACKNOWLEDGED_BYTES
-from koopcast_server.grpc_decoding import (
-    identity_from_header,
-    most_blocks,
-    spec_from_message,
-)
+from koopcast_server.grpc_decoding import most_blocks, spec_from_message
 from koopcast_server.interceptor import caller
-from koopcast_server.job import Job
+from koopcast_server.job import JobSpec
 from koopcast_server.jobs import Jobs, OpenMode
-from koopcast_server.metrics import Metrics
-from koopcast_server.uploads import Upload, judge
 
 if TYPE_CHECKING:
     import grpc
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
-__all__ = ["JobService", "SnapshotService"]
+__all__ = ["JobService"]
 
 _MAX_PAGE: Final = 1000
 _MAX_PAGE_TENSORS: Final = 4096
@@ -62,26 +48,37 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             raise InvalidArgument("protocol_version must be at least 1", field="protocol_version")
         if request.if_exists not in _IF_EXISTS:
             raise InvalidArgument(f"unknown if_exists number {request.if_exists}", field="if_exists")
-        if request.shard_index or request.shared_lease_id:
-            raise InvalidArgument("this service does not implement sharded jobs", field="shard_index")
-        opened = await self._jobs.open(
-            request.name,
-            caller(),
-            spec_from_message(request.spec),
-            OpenMode(_IF_EXISTS[request.if_exists], request.take_over),
-            request.client_version[:256],
+        spec = await self._jobs.engine.run(_spec_of, request.spec)
+        if request.shard_index >= spec.shard_count:
+            raise InvalidArgument(
+                f"shard_index is {request.shard_index}; the job has {spec.shard_count} shards, counted from 0",
+                field="shard_index",
+            )
+        opened = (
+            self._jobs.join(request.name, caller(), spec, request.shared_lease_id)
+            if request.shared_lease_id
+            else await self._jobs.open(
+                request.name,
+                caller(),
+                spec,
+                OpenMode(_IF_EXISTS[request.if_exists], request.take_over),
+                request.client_version[:256],
+            )
         )
         job = opened.job
         return job_pb2.OpenJobResponse(
             lease_id=opened.lease_id,
             lease_seconds=job.lease.seconds,
             memory_bytes=job.memory_bytes,
-            segment=job.newest_segment,
+            segment=opened.segment,
             step=job.step,
             snapshots_held=job.window.snapshots_held,
             resumed=opened.resumed,
             protocol_version=min(PROTOCOL_VERSION, request.protocol_version),
             server_version=f"koopcast/{VERSION}",
+            spec_digest=spec.tensors_digest,
+            clock=job.clocks[-1] if job.window.snapshots_held else None,
+            averaging=job.averaging if job.window.snapshots_held else 0,
         )
 
     async def GetJob(  # noqa: N802
@@ -127,84 +124,8 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         return job_pb2.CloseJobResponse(freed_bytes=await self._jobs.close(job, request.lease_id))
 
 
-class SnapshotService(snapshot_pb2_grpc.SnapshotServiceServicer):
-    """Takes snapshots."""
-
-    def __init__(self, jobs: Jobs, metrics: Metrics, stall_seconds: float) -> None:
-        """Serve these jobs; give up uploads that stay silent for `stall_seconds`."""
-        self._jobs = jobs
-        self._metrics = metrics
-        self._stall_seconds = stall_seconds
-
-    async def PushSnapshot(  # noqa: N802
-        self,
-        request_iterator: AsyncIterator[snapshot_pb2.PushSnapshotRequest],
-        context: Context,
-    ) -> AsyncIterator[snapshot_pb2.PushSnapshotResponse]:
-        """One snapshot: header, chunks, commit."""
-        messages = aiter(request_iterator)
-        first = await self._next(messages)
-        if first is None or first.WhichOneof("message") != "header":
-            raise InvalidArgument("the first message of an upload is its header", field="header")
-        header = first.header
-        job = self._jobs.written(header.job, caller(), header.lease_id)
-        snapshot = identity_from_header(header, job)
-        verdict = judge(job, snapshot)
-        if verdict != "new":
-            yield self._result(job, verdict)
-            return
-        upload = Upload(job, header.lease_id, snapshot, self._jobs.engine)
-        try:
-            ready = snapshot_pb2.SnapshotReady(offset=0, unacknowledged_bytes_limit=UNACKNOWLEDGED_BYTES)
-            yield snapshot_pb2.PushSnapshotResponse(ready=ready)
-            async for acknowledged in self._receive(messages, upload):
-                ack = snapshot_pb2.SnapshotAck(committed_offset=acknowledged)
-                yield snapshot_pb2.PushSnapshotResponse(ack=ack)
-            verdict = await upload.commit()
-        finally:
-            upload.end()
-        self._metrics.received_bytes.inc(upload.received_bytes)
-        yield self._result(job, "accepted" if verdict == "new" else verdict)
-
-    async def _receive(
-        self, messages: AsyncIterator[snapshot_pb2.PushSnapshotRequest], upload: Upload
-    ) -> AsyncIterator[int]:
-        """Lands chunks until the commit; yields offsets to acknowledge."""
-        acknowledged = 0
-        while True:
-            message = await self._next(messages)
-            kind = message.WhichOneof("message") if message is not None else None
-            if message is None:
-                raise InvalidArgument("the upload ended without a commit", field="commit")
-            if kind == "commit":
-                return
-            if kind != "chunk":
-                raise InvalidArgument(
-                    f"this service takes no {kind or 'empty'} message here", field="message"
-                )
-            chunk = message.chunk
-            await upload.land(chunk.offset, chunk.data, chunk.crc32c)
-            if upload.received_bytes - acknowledged >= ACK_BYTES:
-                acknowledged = upload.received_bytes
-                yield acknowledged
-
-    async def _next(
-        self, messages: AsyncIterator[snapshot_pb2.PushSnapshotRequest]
-    ) -> snapshot_pb2.PushSnapshotRequest | None:
-        try:
-            async with asyncio.timeout(self._stall_seconds):
-                return await anext(messages, None)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"the upload was silent for {self._stall_seconds:.0f} s", reason="UPLOAD_STALLED"
-            ) from None
-
-    def _result(self, job: Job, outcome: str) -> snapshot_pb2.PushSnapshotResponse:
-        self._metrics.snapshots.labels(outcome).inc()
-        number = {
-            "accepted": snapshot_pb2.SNAPSHOT_OUTCOME_ACCEPTED,
-            "duplicate": snapshot_pb2.SNAPSHOT_OUTCOME_DUPLICATE,
-            "superseded": snapshot_pb2.SNAPSHOT_OUTCOME_SUPERSEDED,
-        }[outcome]
-        result = snapshot_pb2.SnapshotResult(outcome=number, snapshots_held=job.window.snapshots_held)
-        return snapshot_pb2.PushSnapshotResponse(result=result)
+def _spec_of(message: job_pb2.JobSpec) -> JobSpec:
+    """The spec and its digest, for a worker: of 65,536 tensors they take a while."""
+    spec = spec_from_message(message)
+    spec.tensors_digest  # noqa: B018  # kept where it was computed
+    return spec

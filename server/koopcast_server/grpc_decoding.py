@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
+from koopcast.encoding import EncodingName
 from koopcast.errors import FailedPrecondition, InvalidArgument
-from koopcast.messages import DTYPE_NAMES, tensors_from_messages
+from koopcast.gram import MAX_SHARDS
+from koopcast.messages import DTYPE_NAMES, ENCODING_NAMES, tensors_from_messages
 from koopcast.operator import Operator
 from koopcast.operator_messages import operator_from_message, override_from_message
 from koopcast.v1 import (
@@ -17,11 +19,12 @@ from koopcast.v1 import (
     tensor_pb2,
 )
 from koopcast.wire import TensorSpec, storage_dtype
-from koopcast_server.held_window import Question
+from koopcast_server.answering import Question
 from koopcast_server.job import Job, JobSpec
-from koopcast_server.uploads import SnapshotIdentity
+from koopcast_server.judging import SnapshotIdentity
 
 __all__ = [
+    "asks_for_one",
     "dtype_name",
     "identity_from_header",
     "most_blocks",
@@ -38,7 +41,7 @@ _LAST_STEP: Final = 2**53
 _FARTHEST: Final = 2.0**53
 _DEFAULT_BLOCKS: Final = 256
 _MOST_BLOCKS: Final = 4096
-_RAW: Final = (tensor_pb2.ENCODING_UNSPECIFIED, tensor_pb2.ENCODING_RAW)
+_UPLOAD_ID_BYTES: Final = 16
 
 
 def spec_from_message(message: job_pb2.JobSpec) -> JobSpec:
@@ -55,21 +58,61 @@ def spec_from_message(message: job_pb2.JobSpec) -> JobSpec:
         )
     if not 1 <= message.stride <= _MAX_STRIDE:
         raise InvalidArgument(f"stride must lie in 1..2**31 steps, not {message.stride}", field="stride")
-    if message.window_holder == job_pb2.WINDOW_HOLDER_TRAINER or message.shard_count > 1:
-        raise InvalidArgument(
-            "this service does not implement trainer-held windows and sharded jobs", field="window_holder"
-        )
-    if message.encoding not in _RAW:
-        raise InvalidArgument("this service takes raw snapshots only", field="encoding")
+    operator = operator_from_message(message.operator)
+    trainer_held = _is_trainer_held(message, operator)
     tensors = tensors_from_messages(message.tensors)
     stored = storage_dtype([spec.dtype for spec in tensors.values()])
     return JobSpec(
         tensors=tuple(tensors.items()),
         stride=message.stride,
-        operator=operator_from_message(message.operator),
+        operator=operator,
         window_dtype=dtype_name(message.window_dtype, "window_dtype") or stored,
         wire_dtype=dtype_name(message.wire_dtype, "wire_dtype") or stored,
+        trainer_held=trainer_held,
+        shard_count=max(1, message.shard_count),
+        encoding=_encoding_of(message, trainer_held=trainer_held),
     )
+
+
+def _encoding_of(message: job_pb2.JobSpec, *, trainer_held: bool) -> EncodingName:
+    encoding = ENCODING_NAMES.get(message.encoding)
+    if encoding is None:
+        raise InvalidArgument(f"unknown encoding number {message.encoding}", field="encoding")
+    if encoding != "raw" and trainer_held:
+        raise InvalidArgument(
+            f"encoding {encoding} is for snapshots that travel: of a window that the trainer holds none does",
+            field="encoding",
+        )
+    return encoding
+
+
+def _is_trainer_held(message: job_pb2.JobSpec, operator: Operator) -> bool:
+    """Whether the trainer holds the window, if it can, in so many shards."""
+    if message.window_holder not in job_pb2.WindowHolder.values():
+        raise InvalidArgument(f"unknown window_holder number {message.window_holder}", field="window_holder")
+    if message.window_holder != job_pb2.WINDOW_HOLDER_TRAINER:
+        if message.shard_count > 1:
+            raise InvalidArgument(
+                "shard_count above 1 is for windows that the trainer holds (window_holder)", field="shard_count"
+            )
+        return False
+    if message.shard_count > MAX_SHARDS:
+        raise InvalidArgument(
+            f"at most {MAX_SHARDS} shards, not {message.shard_count}", field="shard_count", limit=MAX_SHARDS
+        )
+    if operator.window == "segment":
+        raise InvalidArgument(
+            'window="segment" accumulates whole snapshots at the service: a window that the trainer holds is of so many '
+            "snapshots",
+            field="window",
+        )
+    if message.shard_count > 1 and operator.partition not in ("network", "tensor"):
+        raise InvalidArgument(
+            f"partition={operator.partition!r} has operators of units, which must be whole where they live: with "
+            'shards use partition="tensor" or "network"',
+            field="partition",
+        )
+    return True
 
 
 def identity_from_header(header: snapshot_pb2.SnapshotHeader, job: Job) -> SnapshotIdentity:
@@ -78,24 +121,61 @@ def identity_from_header(header: snapshot_pb2.SnapshotHeader, job: Job) -> Snaps
     Raises:
         InvalidArgument: a value out of range, or one this service does not implement.
     """
-    if header.encoding not in _RAW or header.shard_index or header.resume:
+    encoding = ENCODING_NAMES.get(header.encoding)
+    if encoding is None or encoding not in ("raw", job.spec.encoding):
         raise InvalidArgument(
-            "this service takes whole, raw snapshots from their first byte", field="encoding"
+            f"encoding number {header.encoding} is not the job's, which is {job.spec.encoding}, nor raw",
+            field="encoding",
         )
+    code = None if encoding == "raw" else job.code
+    if header.shard_index:
+        raise InvalidArgument("this service holds no window in shards", field="shard_index")
+    _refuse_other_tensors(header, job)
+    total_bytes = job.layout.nbytes if code is None else code.nbytes
+    if header.total_bytes != total_bytes:
+        raise InvalidArgument(
+            f"total_bytes is {header.total_bytes}; the job's tensors have {total_bytes}, {encoding}",
+            field="total_bytes",
+        )
+    if len(header.digest) not in (0, 4):
+        raise InvalidArgument("digest is the 4 bytes of a crc32c", field="digest")
+    if header.digest and code is not None:
+        raise InvalidArgument(
+            f"the digest of a snapshot with encoding {encoding} comes with the commit", field="digest"
+        )
+    if len(header.upload_id) > _UPLOAD_ID_BYTES or (header.resume and not header.upload_id):
+        raise InvalidArgument(
+            f"upload_id has at most {_UPLOAD_ID_BYTES} bytes, and at least one where resume is set",
+            field="upload_id",
+        )
+    if header.HasField("clock") and not math.isfinite(header.clock):
+        raise InvalidArgument("clock must be finite", field="clock")
+    return SnapshotIdentity(
+        segment=header.segment,
+        step=header.step,
+        digest=header.digest,
+        averaging=max(1, header.averaging),
+        clock=header.clock if header.HasField("clock") else float(header.step),
+        total_bytes=header.total_bytes,
+        encoding=encoding,
+        reference=None if code is None else (header.reference_segment, header.reference_step),
+        upload_id=header.upload_id,
+    )
+
+
+def _refuse_other_tensors(header: snapshot_pb2.SnapshotHeader, job: Job) -> None:
+    """Compares what a header says of its tensors, in full or by their digest."""
+    if header.spec_digest:
+        if header.spec_digest != job.spec.tensors_digest:
+            raise InvalidArgument(
+                "spec_digest is not that of the job's tensors: it is the one that OpenJob answered with",
+                field="spec_digest",
+            )
+        if not header.tensors:
+            return
     tensors = tensors_from_messages(header.tensors)
     if tuple(tensors.items()) != job.spec.tensors:
         raise InvalidArgument(_tensor_difference(tensors, job), field="tensors")
-    if header.total_bytes != job.layout.nbytes:
-        raise InvalidArgument(
-            f"total_bytes is {header.total_bytes}; the job's tensors have {job.layout.nbytes}",
-            field="total_bytes",
-        )
-    if len(header.digest) != 4:
-        raise InvalidArgument("digest is the 4 bytes of a crc32c", field="digest")
-    if header.HasField("clock") and not math.isfinite(header.clock):
-        raise InvalidArgument("clock must be finite", field="clock")
-    clock = header.clock if header.HasField("clock") else float(header.step)
-    return SnapshotIdentity(header.segment, header.step, header.digest, max(1, header.averaging), clock)
 
 
 def _tensor_difference(tensors: Mapping[str, TensorSpec], job: Job) -> str:
@@ -114,13 +194,27 @@ def operators_of(request: prediction_pb2.PredictAheadRequest, job: Job) -> list[
     """
     if len(request.operators) > _MAX_OPERATORS:
         raise InvalidArgument(f"at most {_MAX_OPERATORS} operators", field="operators", limit=_MAX_OPERATORS)
-    if request.coefficients_only or request.shard_index or request.modes:
-        raise InvalidArgument(
-            "this service does not implement coefficients_only, shard_index and modes",
-            field="coefficients_only",
-        )
+    if request.shard_index or request.modes:
+        raise InvalidArgument("this service does not implement shard_index and modes", field="shard_index")
     base = job.spec.operator
     return [override_from_message(message, base) for message in request.operators] or [base]
+
+
+def asks_for_one(request: prediction_pb2.PredictAheadRequest) -> bool:
+    """Whether a request asks for one prediction of the last answers, by its id.
+
+    Raises:
+        InvalidArgument: it does, and asks for something new as well.
+    """
+    if not request.prediction_id:
+        return False
+    new = ("horizons", "operators", "clock_intervals", "from_step", "from_clock", "reports_only")
+    given = [descriptor.name for descriptor, _ in request.ListFields() if descriptor.name in new]
+    if given:
+        raise InvalidArgument(
+            f"prediction_id asks for a prediction that was made: leave out {', '.join(given)}", field=given[0]
+        )
+    return True
 
 
 def question_of(request: prediction_pb2.PredictAheadRequest, job: Job) -> Question:

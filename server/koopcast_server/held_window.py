@@ -6,17 +6,18 @@ the engine runs it on its worker threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from koopcast.errors import DataLoss, FailedPrecondition, InvalidArgument
+from koopcast.encoding import DifferenceCode, advance
+from koopcast.errors import DataLoss, InvalidArgument
 from koopcast.operator import Operator
-from koopcast.prediction import Block, Summary
+from koopcast.window import Window
+from koopcast.window.mask import mask_by_last_change_
 from koopcast.wire import (
     CHUNK_BYTES,
     ELEMENT_BYTES,
@@ -26,102 +27,65 @@ from koopcast.wire import (
     narrow,
     widen,
 )
-from koopcast_server.koopman import UnevenClockError, mask_displacement_, resampling, totals
-from koopcast_server.solving import Horizons, Solved, Solver
-from koopcast_server.telling import block_reports, settings_of, summary_of
+from koopcast_server.answering import Answer, Answering, Question
+from koopcast_server.solving import Solver
 from koopcast_server.window_shape import DTYPES, JobShape
 
-__all__ = ["Answer", "HeldWindow", "Question", "narrowed_chunks", "rehearse"]
-
-_MASKED_AT_ONCE: Final = 1 << 20
-"""Elements of a displacement that are masked at a time."""
+__all__ = ["HeldWindow", "narrowed_chunks", "rehearse"]
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked of a window.
-
-    Attributes:
-        horizons_steps: trainer steps ahead, for each answer.
-        offset_steps: from the time of the last snapshot to where the displacement starts, in trainer steps.
-        clocks: of the snapshots held, oldest first, where the question is asked on the clock.
-        intervals: the horizons on that clock.
-        offset_clock: the offset on that clock.
-        most_blocks: blocks to report on.
-    """
-
-    horizons_steps: tuple[float, ...]
-    offset_steps: float
-    clocks: tuple[float, ...] = ()
-    intervals: tuple[float, ...] = ()
-    offset_clock: float = 0.0
-    most_blocks: int = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One prediction before any array as long as the model is touched: what moves, and what is known of it.
-
-    Attributes:
-        horizon_steps: the horizon asked for.
-        horizon_strides: the same in strides of the window's clock.
-        moved: whether any block moves.
-        blocks: reports of the first blocks.
-        summary: of all blocks.
-        solved: what moves them.
-    """
-
-    horizon_steps: float
-    horizon_strides: float
-    moved: bool
-    blocks: tuple[Block, ...]
-    summary: Summary
-    solved: Solved
-
-
-class HeldWindow:
+class HeldWindow(Answering):
     """The device side of one job. Not safe for concurrent calls: the job's lock serialises them."""
 
     def __init__(self, shape: JobShape, device: torch.device) -> None:
         """Allocate the ring, the spare slot and the Gram matrices (or the R factors of a whole segment)."""
-        self._shape = shape
         self._layout = shape.layout
-        self._operator = shape.operator
         self._dtype = shape.layout.storage_dtype
         self._window = shape.new_store(device)
-        self._solver = Solver(self._window, shape.plan)
+        self._unsettled = self._starts_segment = False
+        super().__init__(shape, self._window)
 
     @property
     def snapshots_held(self) -> int:
-        """Weight snapshots in the window."""
-        return self._window.snapshots_held
+        """Weight snapshots in the window: published ones, whether or not their Gram row was made already."""
+        held = self._window.snapshots_held
+        if not self._unsettled:
+            return held
+        after = 1 if self._starts_segment else held + 1
+        return min(after, self._window.length) if isinstance(self._window, Window) else after
 
     @property
-    def block_count(self) -> int:
-        """Blocks of the partition."""
-        return self._shape.plan.block_count
+    def takes_at_once(self) -> bool:
+        """Whether a short chunk lands in microseconds: nothing was put off, and the memory is the CPU's."""
+        return not self._unsettled and self._window.device.type == "cpu"
 
-    def land(self, offset: int, data: bytes, crc32c: int) -> None:
+    def land(
+        self, offset: int, data: bytes | memoryview, crc32c: int, code: DifferenceCode | None = None
+    ) -> None:
         """Checks a chunk and writes it into the spare slot.
+
+        Args:
+            offset: of its first byte among all bytes of the snapshot, as encoded.
+            data: its bytes.
+            crc32c: their checksum.
+            code: of the differences from the last snapshot that they are; None: they are elements.
 
         Raises:
             DataLoss: its checksum does not match.
-            InvalidArgument: it crosses tensors of different types or splits an element, or is not finite.
+            InvalidArgument: it crosses tensors of different types, splits an element or a block of differences, or is
+                not finite.
         """
+        self.settle()  # the spare slot may still be the newest snapshot's
         if checksum(data) != crc32c:
             raise DataLoss(
                 f"the chunk at byte {offset} arrived changed: its crc32c does not match; push the snapshot again",
                 reason="CHECKSUM_MISMATCH",
                 offset=offset,
             )
-        run = self._layout.run_of(offset, len(data))
-        if run is None:
-            raise InvalidArgument(
-                f"the chunk at byte {offset} does not hold whole elements of tensors of one type",
-                field="offset",
-            )
-        values = widen(data, run.dtype)
-        first = run.first_element + (offset - run.first_byte) // ELEMENT_BYTES[run.dtype]
+        if code is not None:
+            self._land_differences(offset, data, code)
+            return
+        first, values = self._decoded(offset, data)
         self._refuse_non_finite(values, first)
         spare = self._window.spare[first : first + len(values)]
         if spare.device.type == "cpu":
@@ -129,116 +93,92 @@ class HeldWindow:
         else:
             spare.copy_(torch.from_numpy(values.astype(self._dtype)))
 
+    def _land_differences(self, offset: int, data: bytes | memoryview, code: DifferenceCode) -> None:
+        """Writes the last snapshot plus these differences, as `koopcast.encoding.advance` adds them up."""
+        elements = code.elements_of(offset, offset + len(data))
+        if elements is None:
+            raise InvalidArgument(
+                f"the chunk at byte {offset} does not hold whole {'elements' if code.encoding == 'delta' else 'blocks'}",
+                field="offset",
+            )
+        bad = code.first_non_finite(data)
+        differences = code.decode(data)
+        if bad is not None:
+            self._refuse_non_finite(differences[bad:], elements[0] + bad)
+        here = slice(*elements)
+        last, spare = self._window.last[here], self._window.spare[here]
+        if spare.device.type == "cpu":
+            advance(last.numpy(), differences, spare.numpy())
+            return
+        largest = torch.finfo(spare.dtype).max
+        torch.add(last, torch.tensor(differences, device=spare.device), out=spare).clamp_(-largest, largest)
+
     def publish(self, *, starts_segment: bool) -> None:
-        """Makes the landed snapshot the newest one; empties the window first where it starts a segment."""
-        if starts_segment:
+        """Makes the landed snapshot the newest one, of a window that it empties where it starts a segment.
+
+        It counts at once; `settle` does the work, which every other method waits for.
+        """
+        self.settle()
+        self._unsettled, self._starts_segment = True, starts_segment
+
+    def settle(self) -> None:
+        """Stores the velocity of the newest snapshot and makes its Gram row, unless that was done.
+
+        Should it raise (no memory for scratch), the snapshot is as it was, and the next call tries again.
+        """
+        if not self._unsettled:
+            return
+        if self._starts_segment:
             self._window.clear()
+            self._starts_segment = False
         self._window.publish()
+        self._unsettled = False
 
     def free(self) -> None:
         """Gives the device memory back, whoever still refers to this object; no snapshot is held any more."""
         layout = Layout({"freed": TensorSpec("float32", (1,))})
         shape = JobShape.of(layout, Operator(window=3), 1, "float32")
-        self._window = shape.new_store(torch.device("cpu"))
+        self._unsettled = False
+        self._store = self._window = shape.new_store(torch.device("cpu"))
         self._solver = Solver(self._window, shape.plan)
-
-    def solve(self, operators: Sequence[Operator], question: Question) -> list[list[Answer]]:
-        """Answers for each operator and horizon, from Gram matrices and the like alone.
-
-        Args:
-            operators: settings; their window, observable, partition and what else shapes the window are the job's.
-            question: what is asked.
-
-        Raises:
-            FailedPrecondition: the snapshots' clock is too uneven to resample them.
-        """
-        asked = self._horizons(question)
-        return [
-            [
-                self._answer(solved, steps, strides + asked.offset, strides, question.most_blocks)
-                for solved, steps, strides in zip(
-                    self._solver.solve(settings_of(operator), asked),
-                    question.horizons_steps,
-                    asked.strides,
-                    strict=True,
-                )
-            ]
-            for operator in operators
-        ]
-
-    def summary(self, horizon_steps: float) -> Summary | None:
-        """All blocks of the window as it is now, at that horizon; None while it holds too few snapshots.
-
-        Whether blocks are trusted is said of as far as the back-test looks, be the horizon farther or not.
-        """
-        if self.snapshots_held < self._operator.minimum_snapshots:
-            return None
-        asked = Horizons((horizon_steps / self._shape.stride,))
-        (solved,) = self._solver.solve(settings_of(self._operator), asked)
-        return summary_of(totals(solved.report, solved.moved, extrapolated=False))
-
-    def reports(self, horizon_steps: float, first: int, count: int) -> tuple[Block, ...]:
-        """Some blocks likewise, with their modes; empty while it holds too few snapshots."""
-        wanted = range(self.block_count)[first : first + count]
-        if self.snapshots_held < self._operator.minimum_snapshots or not wanted:
-            return ()
-        strides = horizon_steps / self._shape.stride
-        report, modes = self._solver.describe(settings_of(self._operator), strides, wanted)
-        moves = (report.rank > 0) & ~(report.backtest_error >= 1.0) | self._operator.always_move
-        return block_reports(self._shape.plan, self._shape.stride, wanted, report, moves, strides, modes)
 
     def displacement(self, answer: Answer) -> torch.Tensor:
         """The answer's displacement, all tensors flat, on the CPU in the storage type."""
-        out = torch.empty(self._layout.elements, dtype=DTYPES[self._dtype], device=self._window.device)
+        self.settle()
+        out = self._new_array()
         self._solver.write(answer.solved, out)
         if self._operator.mask_tolerance is not None:
-            for start in range(0, len(out), _MASKED_AT_ONCE):
-                some = out[start : start + _MASKED_AT_ONCE]
-                change = self._window.read_last_velocity(start, start + len(some)).to(out.dtype)
-                mask_displacement_(some, change, self._operator.mask_tolerance, answer.horizon_strides)
+            mask_by_last_change_(out, self._window, self._operator.mask_tolerance, answer.horizon_strides)
         return out.cpu()
 
     def base(self) -> torch.Tensor:
         """A copy of the last snapshot, flat, on the CPU in the storage type."""
-        return self._window.last.to("cpu", copy=True)
+        self.settle()
+        if self._window.device.type != "cpu":
+            return self._window.last.to("cpu", copy=True)
+        return self._new_array().copy_(self._window.last)
 
-    def _answer(self, solved: Solved, steps: float, reach: float, strides: float, most_blocks: int) -> Answer:
-        extrapolated = reach > solved.report.backtest_strides
-        told = range(self.block_count)[:most_blocks]
-        some = torch.arange(len(told))
-        return Answer(
-            horizon_steps=steps,
-            horizon_strides=strides,
-            moved=bool(solved.moved.any()),
-            blocks=block_reports(
-                self._shape.plan,
-                self._shape.stride,
-                told,
-                solved.report.take(some),
-                solved.moved[some],
-                reach,
-            ),
-            summary=summary_of(totals(solved.report, solved.moved, extrapolated=extrapolated)),
-            solved=solved,
-        )
+    def _new_array(self) -> torch.Tensor:
+        """An array as long as a snapshot, in the storage type, on the device."""
+        if self._window.device.type != "cpu":
+            return torch.empty(self._layout.elements, dtype=DTYPES[self._dtype], device=self._window.device)
+        # NumPy asks the system for large pages, torch does not: memory is there three times as fast.
+        return torch.from_numpy(np.empty(self._layout.elements, self._dtype))
 
-    def _horizons(self, question: Question) -> Horizons:
-        stride = self._shape.stride
-        if not question.intervals:
-            strides = tuple(steps / stride for steps in question.horizons_steps)
-            return Horizons(strides, question.offset_steps / stride)
-        try:
-            uniform = resampling(question.clocks)
-        except UnevenClockError as error:
-            raise FailedPrecondition(
-                f"the snapshots cannot be resampled to a uniform clock: {error}", reason="UNEVEN_CLOCK"
-            ) from error
-        spacing = uniform.grid_spacing
-        return Horizons(
-            tuple(interval / spacing for interval in question.intervals),
-            question.offset_clock / spacing,
-            uniform,
-        )
+    def _decoded(self, offset: int, data: bytes | memoryview) -> tuple[int, npt.NDArray[Any]]:
+        """A raw chunk's first element and its values, of the type they were pushed in.
+
+        Raises:
+            InvalidArgument: no whole elements of tensors of one type.
+        """
+        run = self._layout.run_of(offset, len(data))
+        if run is None:
+            raise InvalidArgument(
+                f"the chunk at byte {offset} does not hold whole elements of tensors of one type",
+                field="offset",
+            )
+        first = run.first_element + (offset - run.first_byte) // ELEMENT_BYTES[run.dtype]
+        return first, widen(data, run.dtype)
 
     def _refuse_non_finite(self, values: npt.NDArray[Any], first_element: int) -> None:
         finite = np.isfinite(values)

@@ -95,8 +95,11 @@ class JobSummary(Model):
     snapshots_accepted: int = Field(ge=0, description="Snapshots accepted since the job was made.")
     tensors: int = Field(ge=0, description="Number of tensors in a snapshot.")
     parameters: int = Field(ge=0, description="Number of parameters in a snapshot.")
+    window_holder: str = Field(description="Where the snapshots are: server or trainer.")
+    shard_count: int = Field(ge=1, description="Trainers that hold a part of the window each.")
     window_dtype: str = Field(description="Element type of the window on the device.")
     wire_dtype: str = Field(description="Element type of answers.")
+    encoding: str = Field(description="How snapshots may travel, besides raw: raw, delta or delta-int8.")
     operator: OperatorModel = Field(description="Operator settings.")
     memory_bytes: int = Field(ge=0, description="Device memory the job holds. Unit: bytes.")
     bytes_received: int = Field(ge=0, description="Snapshot bytes accepted so far. Unit: bytes.")
@@ -179,8 +182,11 @@ def _summary_fields(status: JobStatus) -> dict[str, object]:
         "snapshots_accepted": status.snapshots_accepted,
         "tensors": len(status.tensors),
         "parameters": status.parameters,
+        "window_holder": status.window_holder,
+        "shard_count": status.shard_count,
         "window_dtype": status.window_dtype,
         "wire_dtype": status.wire_dtype,
+        "encoding": status.encoding,
         "operator": OperatorModel.of(status.operator),
         "memory_bytes": status.memory_bytes,
         "bytes_received": status.bytes_received,

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from koopcast.channel import STATUS_DETAILS_KEY
+from koopcast.codec import decode_push_request, is_chunk
 from koopcast.errors import DeadlineExceeded, InternalError, InvalidArgument, KoopcastError
 from koopcast_server.engine import Engine
 from koopcast_server.identity import Identities
@@ -112,15 +113,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return make(
             wrapper,
             request_deserializer=None,  # bytes are read once their sender is known
-            response_serializer=_unless_bytes(handler.response_serializer),
+            response_serializer=handler.response_serializer,
         )
 
     async def _all_decoded(
         self, requests: AsyncIterator[bytes], decode: Callable[[bytes], Any]
     ) -> AsyncIterator[Any]:
-        """Decodes a stream; large messages on a worker thread, so that the event loop stays free for others."""
+        """Decodes a stream; large messages on a worker thread, so that the event loop stays free for others.
+
+        Chunks apart: the codec does not copy them.
+        """
         async for data in requests:
-            if len(data) > _LARGE_BYTES:
+            if len(data) > _LARGE_BYTES and not (decode is decode_push_request and is_chunk(data)):
                 yield await self._engine.run(_decoded, data, decode)
             else:
                 yield _decoded(data, decode)
@@ -201,11 +205,6 @@ def _decoded(data: bytes, decode: Callable[[bytes], Any]) -> Any:
         raise InvalidArgument(
             f"the request is no message of this call: {error}", reason="BAD_MESSAGE"
         ) from None
-
-
-def _unless_bytes(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """Handlers may give messages that a worker thread has serialised already."""
-    return lambda message: message if isinstance(message, bytes) else serialize(message)
 
 
 def _packed(message: Any) -> any_pb2.Any:

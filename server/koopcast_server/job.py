@@ -6,22 +6,31 @@ Its state changes on the event loop only; work on its window, which waits for th
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from koopcast.errors import AlreadyExists, NotFound
+from koopcast.encoding import DifferenceCode, EncodingName
+from koopcast.errors import AlreadyExists, FailedPrecondition, NotFound
+from koopcast.messages import tensors_to_messages
 from koopcast.operator import Operator
 from koopcast.prediction import Block, Summary
 from koopcast.status import HistoryPoint, JobStatus
 from koopcast.wire import Layout, TensorSpec
+from koopcast_server.answering import Answer
 from koopcast_server.engine import Engine
-from koopcast_server.held_window import Answer, HeldWindow
+from koopcast_server.held_grams import HeldGrams
+from koopcast_server.held_window import HeldWindow
+from koopcast_server.kept_answers import KeptAnswers
 from koopcast_server.koopman import TrustedHorizon
 from koopcast_server.leases import WriterLease
 
 if TYPE_CHECKING:
+    from koopcast_server.gram_rows import GramRows
+    from koopcast_server.judging import SnapshotIdentity
     from koopcast_server.uploads import Upload
 
 __all__ = ["Job", "JobSpec", "difference"]
@@ -42,6 +51,9 @@ class JobSpec:
         operator: operator settings.
         window_dtype: element type of the stored velocities.
         wire_dtype: element type of answers.
+        trainer_held: whether the window is held by the trainer.
+        shard_count: in how many shards.
+        encoding: how snapshots may travel, besides raw.
     """
 
     tensors: tuple[tuple[str, TensorSpec], ...]
@@ -49,6 +61,24 @@ class JobSpec:
     operator: Operator
     window_dtype: str
     wire_dtype: str
+    trainer_held: bool = False
+    shard_count: int = 1
+    encoding: EncodingName = "raw"
+
+    @cached_property
+    def tensors_digest(self) -> bytes:
+        """Stands for the tensors in headers. Thousands of them take a while: to be asked for on a worker first."""
+        digest = hashlib.sha256()
+        for message in tensors_to_messages(dict(self.tensors)):
+            data = message.SerializeToString(deterministic=True)
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+        return digest.digest()
+
+    @property
+    def holders(self) -> int:
+        """Trainers that hold a part of the window; 0: the service holds it."""
+        return self.shard_count if self.trainer_held else 0
 
 
 @dataclass
@@ -78,13 +108,15 @@ class Job:
     """One training run. `segment`, `step` and `averaging` are those of the newest snapshot; `clocks` of those held.
 
     `device_lock` keeps the window as it is; `answer_lock`, taken before it, bounds answers under way to one.
+    `upload` is the snapshot that fills the spare slot, or did when its connection broke; `stored_upload` the lease and
+    the snapshot that was stored last. `kept_answers` are those of its writer (True) and of its readers.
     """
 
     name: str
     owner: str
     spec: JobSpec
     layout: Layout
-    window: HeldWindow
+    window: HeldWindow | HeldGrams
     memory_bytes: int
     lease: WriterLease
     segment: int = 0
@@ -97,11 +129,19 @@ class Job:
     device_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     answer_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     upload: Upload | None = None
+    stored_upload: tuple[str, SnapshotIdentity] | None = None
+    settling: asyncio.Future[None] | None = None
     digests: deque[tuple[int, bytes]] = field(default_factory=deque)
     clocks: deque[float] = field(default_factory=deque)
+    rows: GramRows | None = None
+    granted_segment: int = 0
     predictions: OrderedDict[str, JumpOutcome] = field(default_factory=OrderedDict)
+    kept_answers: dict[bool, KeptAnswers] = field(
+        default_factory=lambda: {True: KeptAnswers(), False: KeptAnswers()}
+    )
     history: deque[HistoryPoint] = field(default_factory=lambda: deque(maxlen=_HISTORY))
     trusted: TrustedHorizon = field(init=False)
+    code: DifferenceCode | None = field(init=False)
     _reports: dict[tuple[int, int], tuple[Block, ...]] = field(default_factory=dict)
     _summary: Summary | None = None
     _reported_version: int = -1
@@ -109,10 +149,23 @@ class Job:
     def __post_init__(self) -> None:
         """Trust begins at a few strides."""
         self.trusted = TrustedHorizon.initial(self.spec.stride)
+        self.code = DifferenceCode.of(self.layout, self.spec.encoding, self.spec.wire_dtype)
 
     def digest_of(self, step: int) -> bytes | None:
         """Digest of the held snapshot of a step of this segment, None where none is held."""
         return next((digest for held, digest in self.digests if held == step), None)
+
+    def settle_soon(self, engine: Engine) -> None:
+        """Ends what was put off when the newest snapshot was published, as soon as nobody else uses the window."""
+        self.settling = asyncio.ensure_future(self._settle(engine))
+        self.settling.add_done_callback(
+            _retrieved
+        )  # should it fail, the next one to use the window tries again
+
+    async def _settle(self, engine: Engine) -> None:
+        async with self.device_lock:
+            if not self.closed:
+                await engine.run(self.window.settle)
 
     def remember_prediction(self, prediction_id: str, horizon_steps: float) -> None:
         """Keeps the id, so that an outcome can be reported; the oldest ones are forgotten."""
@@ -138,7 +191,40 @@ class Job:
     @property
     def newest_segment(self) -> int:
         """The highest segment in use, that of an upload under way included: a new writer begins above it."""
-        return max(self.segment, self.upload.segment if self.upload is not None else 0)
+        under_way = self.upload.segment if self.upload is not None else 0
+        return max(self.segment, under_way, self.rows.segment if self.rows is not None else 0)
+
+    @property
+    def ring(self) -> HeldWindow:
+        """The window, where the service holds it.
+
+        Raises:
+            FailedPrecondition: the trainer does.
+        """
+        if isinstance(self.window, HeldGrams):
+            raise FailedPrecondition(
+                f"the trainer holds the window of job {self.name!r} (window_holder): its snapshots stay there; push Gram "
+                "rows, and ask for coefficients",
+                reason="WINDOW_AT_TRAINER",
+                job=self.name,
+            )
+        return self.window
+
+    @property
+    def grams(self) -> tuple[HeldGrams, GramRows]:
+        """The products of the window, and the rows on their way in, where the trainer holds it.
+
+        Raises:
+            FailedPrecondition: the service does.
+        """
+        if self.rows is None or not isinstance(self.window, HeldGrams):
+            raise FailedPrecondition(
+                f"the service holds the window of job {self.name!r} (window_holder): push its snapshots, and ask for "
+                "displacements",
+                reason="WINDOW_AT_SERVICE",
+                job=self.name,
+            )
+        return self.window, self.rows
 
     def report_outcome(self, prediction_id: str, *, accepted: bool) -> bool:
         """Counts a jump and learns from it; the same report again changes nothing. Returns whether it was the first.
@@ -200,6 +286,9 @@ class Job:
             operator=self.spec.operator,
             window_dtype=self.spec.window_dtype,
             wire_dtype=self.spec.wire_dtype,
+            encoding=self.spec.encoding,
+            window_holder="trainer" if self.spec.trainer_held else "server",
+            shard_count=self.spec.shard_count,
             segment=self.segment,
             step=self.step if self.window.snapshots_held else None,
             snapshots_held=self.window.snapshots_held,
@@ -222,6 +311,12 @@ class Job:
         )
 
 
+def _retrieved(future: asyncio.Future[None]) -> None:
+    """Looks at what a future met, so that nobody is told that nobody did."""
+    if not future.cancelled():
+        future.exception()
+
+
 def difference(held: JobSpec, asked: JobSpec) -> str:
     """What differs between two specs, in words."""
     if replace(held, tensors=asked.tensors) == asked:
@@ -230,7 +325,15 @@ def difference(held: JobSpec, asked: JobSpec) -> str:
         return f"tensors differ: {', '.join(changed[:3])}" if changed else "tensors are in another order"
     fields = [
         f
-        for f in ("stride", "operator", "window_dtype", "wire_dtype")
+        for f in (
+            "stride",
+            "operator",
+            "window_dtype",
+            "wire_dtype",
+            "trainer_held",
+            "shard_count",
+            "encoding",
+        )
         if getattr(held, f) != getattr(asked, f)
     ]
     return "; ".join(f"{f} is {getattr(held, f)}, asked for {getattr(asked, f)}" for f in fields)

@@ -14,6 +14,7 @@ from koopcast.errors import AlreadyExists, NotFound, PermissionDenied, ResourceE
 from koopcast.names import check_job_name
 from koopcast.wire import Layout
 from koopcast_server.engine import Engine
+from koopcast_server.gram_rows import GramRows
 from koopcast_server.job import Job, JobSpec, difference
 from koopcast_server.leases import WriterLease
 from koopcast_server.window_shape import JobShape
@@ -33,11 +34,19 @@ class OpenMode:
 
 @dataclass(frozen=True)
 class Opened:
-    """A job and the lease on it."""
+    """A job and the lease on it.
+
+    Attributes:
+        job: the job.
+        lease_id: the lease.
+        resumed: whether the job was there before.
+        segment: its newest segment when the lease was granted: all who share the lease begin above it.
+    """
 
     job: Job
     lease_id: str
     resumed: bool
+    segment: int
 
 
 class Jobs:
@@ -127,13 +136,13 @@ class Jobs:
         check_job_name(name)
         layout = Layout(dict(spec.tensors))
         shape = await self.engine.run(
-            JobShape.of, layout, spec.operator, spec.stride, spec.window_dtype
+            JobShape.of, layout, spec.operator, spec.stride, spec.window_dtype, spec.holders
         )  # on a worker: planning 65,536 tensors takes a while
         existing = self._jobs.get(name)
         if existing is not None:
             self._refuse_taken(existing, owner, spec, mode)
             if mode.if_exists == "resume":
-                return Opened(existing, existing.lease.grant(holder), resumed=True)
+                return self._granted(existing, holder, resumed=True)
         needed = shape.bytes_needed
         self._refuse_oversized(name, needed, existing.memory_bytes if existing is not None else 0)
         if existing is not None:
@@ -161,9 +170,32 @@ class Jobs:
             lease,
             digests=deque(maxlen=remembered),
             clocks=deque(maxlen=remembered),
+            rows=_rows_of(spec),
         )
         self._jobs[name] = job
-        return Opened(job, lease.grant(holder), resumed=False)
+        return self._granted(job, holder, resumed=False)
+
+    def join(self, name: str, owner: str, spec: JobSpec, lease_id: str) -> Opened:
+        """Another shard of a job that is open, under the lease that its first one got.
+
+        Raises:
+            NotFound, PermissionDenied, Unavailable: as `written`.
+            LeaseLost: that is not its lease (any more).
+            AlreadyExists: the job is of another spec.
+        """
+        job = self.written(name, owner, lease_id)
+        if job.spec != spec:
+            raise AlreadyExists(
+                f"job {name!r} was opened with another spec ({difference(job.spec, spec)}); all its shards must give the "
+                "same",
+                reason="OTHER_SPEC",
+                job=name,
+            )
+        return Opened(job, lease_id, resumed=job.lease.resumed, segment=job.granted_segment)
+
+    def _granted(self, job: Job, holder: str, *, resumed: bool) -> Opened:
+        job.granted_segment = job.newest_segment
+        return Opened(job, job.lease.grant(holder, resumed=resumed), resumed, job.granted_segment)
 
     async def close(self, job: Job, lease_id: str) -> int:
         """Frees a job's memory and name for its writer, when work on its window is over; returns the bytes.
@@ -217,9 +249,10 @@ class Jobs:
             )
         if job.lease.held and not mode.take_over:
             left = job.lease.describe().expires_in_seconds
+            joining = "; shards of the same trainer join with its shared_lease_id" if job.spec.shard_count > 1 else ""
             raise AlreadyExists(
                 f"job {name!r} has a writer ({job.lease.holder}) whose lease expires in {left:.0f} s unless it "
-                "calls; wait, close it there, use another name, or take_over=True",
+                f"calls; wait, close it there, use another name, or take_over=True{joining}",
                 reason="LIVE_LEASE",
                 job=name,
                 expires_in_seconds=f"{left:.3f}",
@@ -244,3 +277,9 @@ class Jobs:
                 used_bytes=used,
                 limit_bytes=self.memory_limit_bytes,
             )
+
+
+def _rows_of(spec: JobSpec) -> GramRows | None:
+    if not spec.trainer_held:
+        return None
+    return GramRows(shards=spec.shard_count, length=int(spec.operator.window), stride=spec.stride)

@@ -22,13 +22,14 @@ class WriterLease:
         seconds: how long it lives without a call.
         holder: version string of the holder.
         lease_id: the secret that proves it; empty: nobody holds it.
-        released_at: when it was last held, on the clock.
+        resumed: whether its holder resumed a job.
     """
 
     seconds: float
     clock: Callable[[], float] = time.monotonic
     holder: str = ""
     lease_id: str = ""
+    resumed: bool = False
     _expires: float = field(default=0.0)
 
     @property
@@ -41,9 +42,9 @@ class WriterLease:
         """Time since it was last held; 0 while it is."""
         return max(0.0, self.clock() - self._expires)
 
-    def grant(self, holder: str) -> str:
+    def grant(self, holder: str, *, resumed: bool = False) -> str:
         """Gives the lease to a new holder, whoever had it; returns the secret."""
-        self.holder = holder
+        self.holder, self.resumed = holder, resumed
         self.lease_id = secrets.token_urlsafe(24)
         self._expires = self.clock() + self.seconds
         return self.lease_id

@@ -20,14 +20,14 @@ from koopcast.v1 import (
     job_pb2,
     job_pb2_grpc,
     prediction_pb2,
-    prediction_pb2_grpc,
     snapshot_pb2,
-    snapshot_pb2_grpc,
 )
 from koopcast_server.config import AUTO_MEMORY_LIMIT, Settings
 from koopcast_server.engine import Engine
-from koopcast_server.grpc_api import JobService, SnapshotService
+from koopcast_server.grpc_api import JobService
+from koopcast_server.grpc_bulk import add_bulk_services
 from koopcast_server.grpc_predictions import PredictionService
+from koopcast_server.grpc_snapshots import SnapshotService
 from koopcast_server.identity import Identities
 from koopcast_server.interceptor import CallInterceptor
 from koopcast_server.jobs import Jobs
@@ -42,9 +42,10 @@ _log = structlog.get_logger("koopcast")
 _OPTIONS: Final = (
     ("grpc.so_reuseport", 0),  # two services on one port would both start, silently
     ("grpc.max_receive_message_length", 8 << 20),
+    ("grpc.http2.max_frame_size", 16_777_215),  # the largest there is: chunks arrive in fewer pieces
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # clients ask every 10 s whether we are there
     ("grpc.keepalive_permit_without_calls", 1),
 )
 _SERVICE_NAMES: Final = tuple(
@@ -113,11 +114,10 @@ class Service:
         await self._check_device()
         self._server = grpc.aio.server(interceptors=[self._calls], options=_OPTIONS)
         job_pb2_grpc.add_JobServiceServicer_to_server(JobService(self.jobs), self._server)
-        snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(
-            SnapshotService(self.jobs, self._metrics, self._settings.stall_seconds), self._server
-        )
-        prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionService(self.jobs, self._metrics), self._server
+        add_bulk_services(
+            self._server,
+            SnapshotService(self.jobs, self._metrics, self._settings.stall_seconds),
+            PredictionService(self.jobs, self._metrics),
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*_SERVICE_NAMES, health.SERVICE_NAME), self._server)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from koopcast.blocks import BlockGroup, BlockPlan
 from koopcast.window import Segment, Window
+from koopcast_server.gram_store import GramStore
 from koopcast_server.koopman import (
     Modes,
     OperatorSettings,
@@ -33,7 +34,10 @@ from koopcast_server.koopman import (
     report,
 )
 
-__all__ = ["Horizons", "NamedMode", "Part", "Solved", "Solver"]
+__all__ = ["Horizons", "NamedMode", "Part", "Solved", "Solver", "Store"]
+
+Store = Window | Segment | GramStore
+"""What tells of a job's blocks: a window, a segment's factors, or the products of a window that is elsewhere."""
 
 _SCRATCH_BYTES: Final = 64 << 20
 """Float64 numbers of one batch of blocks under way, more or less."""
@@ -119,7 +123,7 @@ class _Span(NamedTuple):
 class Solver:
     """Answers from one job's window. Knows its blocks and how to read and write them."""
 
-    def __init__(self, store: Window | Segment, plan: BlockPlan) -> None:
+    def __init__(self, store: Store, plan: BlockPlan) -> None:
         """Solve for the blocks of `plan`, whose snapshots `store` holds."""
         self._store = store
         self._plan = plan
@@ -167,6 +171,7 @@ class Solver:
 
     def write(self, solved: Solved, out: Tensor) -> None:
         """Write the displacement into `out`, (n,) on the window's device, of any floating dtype."""
+        assert not isinstance(self._store, GramStore)  # noqa: S101  # for the type checker: it has no arrays
         for number, group in itertools.groupby(solved.parts, key=lambda part: part.group):
             parts = list(group)
             if isinstance(self._store, Window) and self._store.is_dual(number):
@@ -177,6 +182,15 @@ class Solver:
             for part in parts:
                 if part.values is not None:
                     self._store.scatter(number, part.first, part.stop, part.values, out)
+
+    def coefficients(self, solved: Solved) -> tuple[Tensor, Tensor]:
+        """(B, M) of the velocities, oldest first, and (B,) of the last snapshot, float64 by block number.
+
+        Only where all blocks are known by their Gram matrices.
+        """
+        velocity = torch.cat([part.velocity_coefficients for part in solved.parts])
+        last = torch.cat([part.last_coefficients for part in solved.parts])
+        return self._by_number(velocity), self._by_number(last)
 
     def _sources(
         self, settings: OperatorSettings, wanted: range | None = None
@@ -211,11 +225,11 @@ class Solver:
                 yield _Span(group, first, min(first + step, end))
 
     def _is_dual(self, group: int) -> bool:
-        return isinstance(self._store, Window) and self._store.is_dual(group)
+        return not isinstance(self._store, Segment) and self._store.is_dual(group)
 
     def _products(self, spans: Sequence[_Span]) -> Products:
         """The Gram matrices of blocks of several groups, one after the other."""
-        assert isinstance(self._store, Window)  # noqa: S101  # for the type checker: only windows have dual groups
+        assert not isinstance(self._store, Segment)  # noqa: S101  # for the type checker: it has no Gram matrices
         told = [self._store.products(*span) for span in spans]
         sizes = [float(self._plan.groups[span.group].size) for span in spans]
         counts = torch.tensor([span.blocks for span in spans])
@@ -226,6 +240,7 @@ class Solver:
 
     def _vectors(self, span: _Span) -> Source:
         store = self._store
+        assert not isinstance(store, GramStore)  # noqa: S101  # for the type checker: it has Gram matrices only
         if isinstance(store, Window):
             return Vectors(**store.vectors(*span)._asdict())
         told = store.pairs(*span)
@@ -263,7 +278,7 @@ def _parts(spans: Sequence[_Span], batch: PredictionBatch, index: int) -> Iterat
         )
 
 
-def _batch(store: Window | Segment, number: int, group: BlockGroup, settings: OperatorSettings) -> int:
+def _batch(store: Store, number: int, group: BlockGroup, settings: OperatorSettings) -> int:
     """Blocks of a group that are solved at once."""
     if isinstance(store, Segment):
         rows, columns = group.size, 4 * group.size + _PENDING

@@ -1,204 +1,289 @@
-"""One snapshot on its way in: what a header may say, where chunks land, when a snapshot counts.
+"""One snapshot on its way in: where chunks land, and when it counts.
 
-A snapshot touches nothing but the spare slot until its last byte was checked; only `commit` changes the window.
+::
+
+    UploadStream ── land ──> Upload ── commit ──> window
+      one connection           the spare slot: how far it is filled
+
+A snapshot touches nothing but the spare slot until its last byte was checked; only `commit` changes the window. When
+its connection breaks, an upload that has an id stays in the slot, and another connection may go on with it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import contextlib
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final, Literal
+from typing import Final
 
-from koopcast.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, LeaseLost
-from koopcast.wire import checksum
-from koopcast_server.engine import Engine, finished
+from koopcast.codec import Chunk
+from koopcast.errors import DataLoss, InvalidArgument, KoopcastError, LeaseLost
+from koopcast.wire import combine
+from koopcast_server.engine import Engine
 from koopcast_server.job import Job
+from koopcast_server.judging import SnapshotIdentity, Verdict, judge
 
-__all__ = ["SnapshotIdentity", "Upload", "Verdict", "judge"]
+__all__ = ["Upload", "UploadStream", "resumed"]
 
-Verdict = Literal["new", "duplicate", "superseded"]
-_LAST_NUMBER: Final = 2**53
 _LARGEST_CHUNK_BYTES: Final = 2 << 20
+_TOGETHER_BYTES: Final = 4 << 20
+"""Chunks land together from this on: a hop to a worker costs a tenth of what landing 2 MiB does."""
+_WAITING_BYTES: Final = 8 << 20
+"""Chunks that may wait while others land; no more are read then."""
+_SHORT_BYTES: Final = 64 << 10
+"""A chunk up to this lands at once: that takes less than the hop to a worker."""
 
 
-@dataclass(frozen=True)
-class SnapshotIdentity:
-    """What a header says of its snapshot.
-
-    Attributes:
-        segment: at least 1.
-        step: trainer step.
-        digest: crc32c of all bytes, big-endian.
-        averaging: mean of so many last steps.
-        clock: the snapshot's clock; the step where none was given.
-    """
-
-    segment: int
-    step: int
-    digest: bytes
-    averaging: int
-    clock: float
-
-
-def judge(job: Job, snapshot: SnapshotIdentity) -> Verdict:
-    """What is to become of a snapshot: the rules of segments and steps.
+def resumed(job: Job, lease_id: str, snapshot: SnapshotIdentity) -> Upload | None:
+    """The upload that broke off and is to go on; None where the job has none of this id.
 
     Raises:
-        InvalidArgument: segment 0, a step off the stride, another averaging length within a segment, a clock that
-            does not rise, numbers beyond 2**53.
-        FailedPrecondition: a step that does not rise.
-        AlreadyExists: the step is held with other bytes.
+        InvalidArgument: the id is that of another snapshot.
     """
-    for field, number, least in (("segment", snapshot.segment, 1), ("step", snapshot.step, 0)):
-        if not least <= number <= _LAST_NUMBER:
-            raise InvalidArgument(f"{field} must lie in {least}..2**53, not {number}", field=field)
-    if snapshot.segment < job.segment:
-        return "superseded"
-    if snapshot.segment > job.segment or not job.window.snapshots_held:
-        return "new"
-    held = job.digest_of(snapshot.step)
-    if held is not None:
-        if held == snapshot.digest:
-            return "duplicate"
-        raise AlreadyExists(
-            f"step {snapshot.step} of segment {snapshot.segment} is held with other bytes",
-            reason="OTHER_BYTES",
-            step=snapshot.step,
-            segment=snapshot.segment,
-        )
-    expected = job.step + job.spec.stride
-    if snapshot.step <= job.step:
-        raise FailedPrecondition(
-            f"step {snapshot.step} does not rise: the newest snapshot of segment {job.segment} is of step {job.step}; "
-            "start a new segment to go back",
-            reason="STEP_BACKWARDS",
-            field="step",
-            step=snapshot.step,
-            newest=job.step,
-        )
-    if snapshot.step != expected:
+    upload = job.upload
+    if upload is None or upload.lease_id != lease_id or upload.snapshot.upload_id != snapshot.upload_id:
+        return None
+    if upload.snapshot != snapshot:
         raise InvalidArgument(
-            f"step {snapshot.step} breaks the stride: after step {job.step} comes {expected} (stride "
-            f"{job.spec.stride}); start a new segment where snapshots were dropped",
-            reason="NON_UNIFORM_STRIDE",
-            field="step",
-            step=snapshot.step,
-            expected=expected,
-            stride=job.spec.stride,
+            f"upload_id {snapshot.upload_id.hex()} is that of step {upload.snapshot.step} of segment {upload.segment}, "
+            "and its header said other things: resume with the same header, or choose another id",
+            field="upload_id",
+            reason="OTHER_UPLOAD",
         )
-    _refuse_other_time(job, snapshot)
-    return "new"
-
-
-def _refuse_other_time(job: Job, snapshot: SnapshotIdentity) -> None:
-    """Within a segment, averages are of one length and the clock rises."""
-    if snapshot.averaging != job.averaging:
-        raise InvalidArgument(
-            f"averaging is {snapshot.averaging}, but the segment's snapshots have {job.averaging}",
-            field="averaging",
-        )
-    if snapshot.clock <= job.clocks[-1]:
-        raise InvalidArgument(
-            f"the clock must rise within a segment: {snapshot.clock} follows {job.clocks[-1]}; give every snapshot a "
-            "clock, or none",
-            field="clock",
-            newest=job.clocks[-1],
-        )
+    return upload
 
 
 class Upload:
-    """A snapshot under way. A newer upload of the same job, or the loss of the lease, ends it."""
+    """A snapshot under way. A newer upload of the same job, or the loss of the lease, ends it.
+
+    Attributes:
+        job: whose spare slot it fills.
+        lease_id: the writer's.
+        snapshot: what it is.
+        stream: the connection that fills it now, or did last.
+        received_bytes: how far the slot is filled.
+        crc32c: of these bytes.
+        code: what they are decoded with; None: they are raw.
+    """
 
     def __init__(self, job: Job, lease_id: str, snapshot: SnapshotIdentity, engine: Engine) -> None:
         """Take the job's spare slot."""
-        self._job = job
-        self._lease_id = lease_id
-        self._snapshot = snapshot
-        self._engine = engine
-        self._crc32c = 0
+        self.job = job
+        self.lease_id = lease_id
+        self.snapshot = snapshot
+        self.stream: UploadStream | None = None
         self.received_bytes = 0
+        self.crc32c = 0
+        self.code = job.code if snapshot.encoding != "raw" else None
+        self.engine = engine
         job.upload = self
 
     @property
     def segment(self) -> int:
         """Segment of the snapshot under way."""
-        return self._snapshot.segment
+        return self.snapshot.segment
 
-    async def land(self, offset: int, data: bytes, crc32c: int) -> None:
-        """Checks a chunk and writes it where it belongs.
+    def check_current(self, stream: UploadStream) -> None:
+        """Raises LeaseLost where the job was taken over or closed, or another upload or connection took the slot."""
+        if self.job.closed:
+            raise LeaseLost(f"job {self.job.name!r} was closed during the upload", reason="JOB_CLOSED")
+        if self.job.upload is not self or self.stream is not stream:
+            raise LeaseLost(f"a newer upload of job {self.job.name!r} began", reason="UPLOAD_REPLACED")
+        self.job.lease.renew(self.job.name, self.lease_id)
 
-        Raises:
+    def write(self, chunks: list[Chunk]) -> None:
+        """Puts chunks into the slot; blocks. Those before one that is refused count."""
+        for offset, data, crc32c in chunks:
+            self.job.ring.land(offset, data, crc32c, self.code)
+            self.crc32c = combine(self.crc32c, crc32c, len(data))
+            self.received_bytes += len(data)
+
+    def give_up(self) -> None:
+        """Leaves the slot to others."""
+        if self.job.upload is self:
+            self.job.upload = None
+
+
+class UploadStream:
+    """One connection's part of an upload: chunks land while the next ones are read.
+
+    Attributes:
+        landing: the chunks that are on their way into the slot, to be waited for by `landed`.
+    """
+
+    def __init__(self, upload: Upload) -> None:
+        """Take the upload from the connection that had it."""
+        self._takes_over = upload.stream is not None
+        upload.stream = self
+        self._upload = upload
+        self._next_byte = 0
+        self._first_byte = 0
+        self._waiting: list[Chunk] = []
+        self._waiting_bytes = 0
+        self.landing: asyncio.Task[None] | None = None
+
+    async def begin(self) -> int:
+        """Where the upload is to go on, once nothing of an earlier connection lands any more."""
+        if self._takes_over:
+            async with self._upload.job.device_lock:
+                self._upload.check_current(self)
+        self._first_byte = self._next_byte = self._upload.received_bytes
+        return self._next_byte
+
+    @property
+    def job(self) -> Job:
+        """Whose snapshot it is."""
+        return self._upload.job
+
+    @property
+    def landed_bytes(self) -> int:
+        """Bytes that landed over this connection."""
+        return self._upload.received_bytes - self._first_byte
+
+    @property
+    def committed_offset(self) -> int:
+        """Everything below it has landed."""
+        return self._upload.received_bytes
+
+    async def take(self, chunk: Chunk) -> None:
+        """Checks a chunk and lets it land; waits where too many do.
+
+        Raises, for this chunk or an earlier one:
             InvalidArgument: it is empty, out of order or too long, crosses element types, or is not finite.
             DataLoss: its checksum does not match.
             LeaseLost: the job was taken over, closed, or a newer upload began.
         """
-        if offset != self.received_bytes or not data:
-            raise InvalidArgument(
-                f"chunks come in order and are not empty: expected byte {self.received_bytes}, got {len(data)} bytes "
-                f"at {offset}",
-                field="offset",
-                expected=self.received_bytes,
-            )
-        if len(data) > _LARGEST_CHUNK_BYTES:
-            raise InvalidArgument(
-                f"a chunk has at most {_LARGEST_CHUNK_BYTES} bytes, not {len(data)}",
-                field="data",
-                limit=_LARGEST_CHUNK_BYTES,
-            )
-        if offset + len(data) > self._job.layout.nbytes:
-            raise InvalidArgument(
-                f"the snapshot has {self._job.layout.nbytes} bytes; this chunk ends at {offset + len(data)}",
-                field="offset",
-                limit=self._job.layout.nbytes,
-            )
-        async with self._job.device_lock:
-            self._check_current()
-            await self._engine.run(self._land, offset, data, crc32c)
-        self.received_bytes += len(data)
+        self._refuse_misplaced(chunk)
+        self._waiting.append(chunk)
+        self._waiting_bytes += len(chunk.data)
+        self._next_byte += len(chunk.data)
+        if self._lands_at_once():
+            self._upload.check_current(self)
+            self._upload.write(self._take_waiting())
+            return
+        if self.landing is not None and (self.landing.done() or self._waiting_bytes > _WAITING_BYTES):
+            await self.landed()
+        self._land_enough()
 
-    async def commit(self) -> Verdict:
+    async def landed(self) -> None:
+        """Waits for the chunks that are landing; raises what they met, as `take`."""
+        if self.landing is not None:
+            try:
+                await self.landing
+            except BaseException:
+                self._take_waiting()  # they would leave a gap
+                raise
+            finally:
+                self.landing = None
+        self._land_enough()
+
+    async def commit(self, digest: bytes) -> Verdict:
         """Publishes the snapshot, unless the upload that this one replaced did so in the meantime.
 
+        Args:
+            digest: what the commit says; empty where the header said it.
+
         Raises:
-            InvalidArgument: bytes are missing.
+            InvalidArgument: bytes are missing, or nobody gave a digest.
             DataLoss: the digest does not match.
-            LeaseLost: as `land`.
+            LeaseLost, DataLoss: as `take`.
             KoopcastError: as `judge`, for what came in between.
         """
-        job, snapshot = self._job, self._snapshot
-        if self.received_bytes != job.layout.nbytes:
+        await self._all_landed()
+        upload = self._upload
+        snapshot, job = upload.snapshot, upload.job
+        if upload.received_bytes != snapshot.total_bytes:
             raise InvalidArgument(
-                f"commit after {self.received_bytes} of {job.layout.nbytes} bytes", field="commit"
+                f"commit after {upload.received_bytes} of {snapshot.total_bytes} bytes", field="commit"
             )
-        if self._crc32c.to_bytes(4, "big") != snapshot.digest:
+        found = upload.crc32c.to_bytes(4, "big")
+        if not (snapshot.digest or digest):
+            raise InvalidArgument("neither header nor commit gave a digest", field="digest")
+        if {snapshot.digest or found, digest or found} != {found}:
+            upload.give_up()
             raise DataLoss(
-                "the bytes do not match the header's digest; push the snapshot again",
+                "the bytes do not match the upload's digest; push the snapshot again",
                 reason="DIGEST_MISMATCH",
             )
         async with job.device_lock:
-            self._check_current()
-            verdict = judge(job, snapshot)
-            if verdict == "new":  # once begun it ends, cancelled or not: window and notes must agree
-                await finished(asyncio.ensure_future(self._publish()))
-            return verdict
+            upload.check_current(self)
+            verdict = judge(job, replace(snapshot, digest=found))
+            if verdict == "new":
+                self._publish(replace(snapshot, digest=found))
+        upload.give_up()
+        return verdict
 
-    def end(self) -> None:
-        """Gives the spare slot back."""
-        if self._job.upload is self:
-            self._job.upload = None
+    async def end(self, *, resumable: bool) -> None:
+        """Lets go of the upload, when nothing lands any more; gives it up unless it may be resumed.
 
-    async def _publish(self) -> None:
-        starts_segment = self._snapshot.segment > self._job.segment
-        await self._engine.run(self._job.window.publish, starts_segment=starts_segment)
-        self._note(starts_segment=starts_segment)
+        What may be resumed keeps all that arrived.
+        """
+        resumable = resumable and bool(self._upload.snapshot.upload_id)
+        if self.landing is not None and not resumable:
+            self.landing.cancel()
+        # What ended the stream is what counts, not what its last chunks meet.
+        with contextlib.suppress(KoopcastError, asyncio.CancelledError):
+            if resumable:
+                await self._all_landed()
+            else:
+                await self.landed()
+        if self._upload.stream is self and not resumable:
+            self._upload.give_up()
 
-    def _land(self, offset: int, data: bytes, crc32c: int) -> None:
-        self._job.window.land(offset, data, crc32c)
-        self._crc32c = checksum(data, self._crc32c)
+    def _refuse_misplaced(self, chunk: Chunk) -> None:
+        end, total = chunk.offset + len(chunk.data), self._upload.snapshot.total_bytes
+        if chunk.offset != self._next_byte or not chunk.data:
+            raise InvalidArgument(
+                f"chunks come in order and are not empty: expected byte {self._next_byte}, got {len(chunk.data)} bytes "
+                f"at {chunk.offset}",
+                field="offset",
+                expected=self._next_byte,
+            )
+        if len(chunk.data) > _LARGEST_CHUNK_BYTES:
+            raise InvalidArgument(
+                f"a chunk has at most {_LARGEST_CHUNK_BYTES} bytes, not {len(chunk.data)}",
+                field="data",
+                limit=_LARGEST_CHUNK_BYTES,
+            )
+        if end > total:
+            raise InvalidArgument(
+                f"the snapshot has {total} bytes; this chunk ends at {end}", field="offset", limit=total
+            )
 
-    def _note(self, *, starts_segment: bool) -> None:
-        job, snapshot = self._job, self._snapshot
+    def _lands_at_once(self) -> bool:
+        job = self._upload.job
+        return (
+            self._waiting_bytes <= _SHORT_BYTES
+            and self.landing is None
+            and not job.device_lock.locked()
+            and job.ring.takes_at_once
+        )
+
+    def _take_waiting(self) -> list[Chunk]:
+        chunks, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        return chunks
+
+    async def _land(self, chunks: list[Chunk]) -> None:
+        async with self._upload.job.device_lock:
+            self._upload.check_current(self)
+            await self._upload.engine.run(self._upload.write, chunks)
+
+    def _land_enough(self) -> None:
+        if self.landing is None and self._waiting_bytes >= _TOGETHER_BYTES:
+            self.landing = asyncio.create_task(self._land(self._take_waiting()))
+
+    async def _all_landed(self) -> None:
+        while self.landing is not None:
+            await self.landed()
+        if self._waiting:
+            await self._land(self._take_waiting())
+
+    def _publish(self, snapshot: SnapshotIdentity) -> None:
+        """Makes the snapshot count. Window and notes change together: nothing is awaited in between."""
+        job = self._upload.job
+        starts_segment = snapshot.segment > job.segment
+        job.ring.publish(starts_segment=starts_segment)
         if starts_segment:
             job.digests.clear()
             job.clocks.clear()
@@ -206,14 +291,9 @@ class Upload:
         job.averaging = snapshot.averaging
         job.digests.append((snapshot.step, snapshot.digest))
         job.clocks.append(snapshot.clock)
+        job.stored_upload = self._upload.lease_id, self._upload.snapshot
         job.version += 1
         job.counters.snapshots_accepted += 1
-        job.counters.bytes_received += self.received_bytes
+        job.counters.bytes_received += snapshot.total_bytes
         job.counters.pushed = datetime.now(UTC)
-
-    def _check_current(self) -> None:
-        if self._job.closed:
-            raise LeaseLost(f"job {self._job.name!r} was closed during the upload", reason="JOB_CLOSED")
-        if self._job.upload is not self:
-            raise LeaseLost(f"a newer upload of job {self._job.name!r} began", reason="UPLOAD_REPLACED")
-        self._job.lease.renew(self._job.name, self._lease_id)
+        job.settle_soon(self._upload.engine)

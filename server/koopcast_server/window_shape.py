@@ -12,10 +12,12 @@ import torch
 
 from koopcast.blocks import BlockPlan
 from koopcast.errors import InvalidArgument
+from koopcast.gram import LARGEST_ROW_BYTES, largest_row_bytes
 from koopcast.operator import MAX_SEGMENT_BLOCK, Operator
 from koopcast.partition import plan_blocks
 from koopcast.window import Segment, Window
 from koopcast.wire import Layout
+from koopcast_server.gram_store import GramStore
 
 __all__ = ["DTYPES", "JobShape"]
 
@@ -45,6 +47,7 @@ class JobShape:
         stride: trainer steps between snapshots.
         window_dtype: element type of the stored velocities.
         plan: the blocks.
+        holders: trainers that hold the window, each a shard of it; 0: the service does.
     """
 
     layout: Layout
@@ -52,9 +55,12 @@ class JobShape:
     stride: int
     window_dtype: str
     plan: BlockPlan
+    holders: int = 0
 
     @classmethod
-    def of(cls, layout: Layout, operator: Operator, stride: int, window_dtype: str) -> JobShape:
+    def of(
+        cls, layout: Layout, operator: Operator, stride: int, window_dtype: str, holders: int = 0
+    ) -> JobShape:
         """Plans the blocks.
 
         Raises:
@@ -62,8 +68,10 @@ class JobShape:
                 service should take.
         """
         plan = plan_blocks(layout.specs, operator.partition, operator.quasi_node_inputs)
-        _refuse_unworkable(plan, operator)
-        return cls(layout, operator, stride, window_dtype, plan)
+        _refuse_unworkable(plan, operator, whole=bool(holders))
+        if holders:
+            _refuse_long_rows(plan, operator)
+        return cls(layout, operator, stride, window_dtype, plan, holders)
 
     @property
     def bytes_needed(self) -> int:
@@ -72,6 +80,8 @@ class JobShape:
         Unit: bytes.
         """
         operator, stored = self.operator, DTYPES[self.layout.storage_dtype]
+        if self.holders:
+            return self._bytes_of_grams()
         if operator.window == "segment":
             held: int = Segment.bytes_needed(self.plan, observable=operator.observable, snapshot_dtype=stored)
             largest = max(group.size for group in self.plan.groups)
@@ -85,6 +95,23 @@ class JobShape:
                 with_state=operator.observable == "state",
             )
         return held + self.layout.elements * stored.itemsize
+
+    def _bytes_of_grams(self) -> int:
+        """The Gram matrices, and parts of rows that wait for those of other shards."""
+        length, with_state = int(self.operator.window), self.operator.observable == "state"
+        held = GramStore.bytes_needed(self.plan, length, with_state=with_state)
+        waiting = length * self.holders if self.holders > 1 else 0
+        return held + waiting * largest_row_bytes(self.plan.block_count, self.operator)
+
+    def new_grams(self) -> GramStore:
+        """The memory of a job whose window its trainers hold, allocated."""
+        stored = torch.finfo(DTYPES[self.layout.storage_dtype]).eps
+        return GramStore(
+            self.plan,
+            int(self.operator.window),
+            with_state=self.operator.observable == "state",
+            epsilons=(stored, torch.finfo(DTYPES[self.window_dtype]).eps),
+        )
 
     def new_store(self, device: torch.device) -> Window | Segment:
         """The memory of such a job, allocated."""
@@ -107,7 +134,19 @@ class JobShape:
         )
 
 
-def _refuse_unworkable(plan: BlockPlan, operator: Operator) -> None:
+def _refuse_long_rows(plan: BlockPlan, operator: Operator) -> None:
+    needed = largest_row_bytes(plan.block_count, operator)
+    if needed > LARGEST_ROW_BYTES:
+        raise InvalidArgument(
+            f"{plan.block_count} blocks of a window of {operator.window} make Gram rows of {needed / 2**20:.1f} MiB; at "
+            f"most {LARGEST_ROW_BYTES / 2**20:.0f}: use a coarser partition, a shorter window, or a window that the "
+            "service holds",
+            field="partition",
+            limit=LARGEST_ROW_BYTES,
+        )
+
+
+def _refuse_unworkable(plan: BlockPlan, operator: Operator, *, whole: bool) -> None:
     largest = max(group.size for group in plan.groups)
     if len(plan.groups) > _MOST_GROUPS:
         raise InvalidArgument(
@@ -126,7 +165,10 @@ def _refuse_unworkable(plan: BlockPlan, operator: Operator) -> None:
             )
         work = sum(group.count * group.size**3 for group in plan.groups)
     else:
-        work = sum(group.count * min(operator.window, group.size) ** 3 for group in plan.groups)
+        work = sum(
+            group.count * (operator.window if whole else min(operator.window, group.size)) ** 3
+            for group in plan.groups
+        )
     if work > _MOST_WORK:
         raise InvalidArgument(
             f"{plan.block_count} blocks of this window are {work:.1e} operations to solve; at most {_MOST_WORK:.0e}: "

@@ -44,8 +44,8 @@ def roomy_service() -> Iterator[RunningService]:
 
 
 def test_20_jobs_of_a_million_parameters_push_and_predict_side_by_side(roomy_service: RunningService) -> None:
-    """From two processes; how long health checks take meanwhile is for tests/bench/concurrency.py."""
-    script = REPOSITORY / "tests" / "bench" / "load.py"
+    """From two processes; how long health checks take meanwhile is for tests/bench/fleet/run.py."""
+    script = REPOSITORY / "tests" / "bench" / "fleet" / "load.py"
     loads = [
         subprocess.Popen(
             [sys.executable, str(script), roomy_service.target, "--prefix", f"bar-{number}", "--rounds", "6"],

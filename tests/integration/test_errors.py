@@ -503,9 +503,9 @@ def reserved_specs() -> Iterator[job_pb2.JobSpec]:
         setattr(changed_spec.operator, field, value)
         yield changed_spec
     for field, value in (
-        ("window_holder", 2),
+        ("window_holder", 3),
         ("shard_count", 2),
-        ("encoding", 2),
+        ("encoding", 9),
         ("stride", 0),
         ("window_dtype", 99),
     ):

@@ -380,6 +380,46 @@ def test_closing_a_client_ends_the_calls_of_other_threads(service: RunningServic
     assert isinstance(ended[0], koopcast.Cancelled | koopcast.FailedPrecondition | koopcast.LeaseLost)
 
 
+def test_closing_a_client_ends_an_answer_that_another_thread_waits_for(job_name: str) -> None:
+    with running_service("--http", "off") as service:
+        client = koopcast.connect(service.target)
+        job = filled(client, job_name)
+        ended: list[BaseException] = []
+
+        def predict() -> None:
+            try:
+                job.predict_ahead(5)
+            except koopcast.KoopcastError as error:
+                ended.append(error)
+
+        service.pause()
+        thread = threading.Thread(target=predict)
+        thread.start()
+        time.sleep(0.2)
+        client.close()
+        thread.join(10)
+        service.resume()
+        assert not thread.is_alive()
+        assert isinstance(ended[0], koopcast.Cancelled)
+
+
+def test_an_interrupted_answer_frees_the_way_at_once(service: RunningService) -> None:
+    code = (
+        "client = koopcast.connect(sys.argv[1])\n"
+        "large = {'w': np.ones(4_000_000, np.float32)}\n"
+        "job = client.open_job('interrupted-answer', large, stride=1, operator=koopcast.Operator(window=3, always_move=True))\n"
+        "for step in range(3): job.push(step, {'w': large['w'] * 0.5**step})\n"
+        "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "try:\n"
+        "    while True: job.predict_ahead([5, 6, 7])\n"
+        "except KeyboardInterrupt:\n"
+        "    print(job.predict_ahead(5).moved)\n"
+        "job.close(); client.close()\n"
+    )
+    done = python(code, service.target)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
 def test_a_second_sigterm_changes_nothing() -> None:
     with running_service("--http", "off") as service:
         deadline = time.monotonic() + 10

@@ -6,7 +6,8 @@ import hypothesis.strategies as st
 import torch
 from hypothesis import given, settings
 
-from koopcast_server.koopman.trust import TrustedHorizon, bound_displacement, mask_displacement
+from koopcast.window.mask import mask_displacement
+from koopcast_server.koopman.trust import TrustedHorizon, bound_displacement
 
 moderate = settings(deadline=None, max_examples=80)
 numbers = st.floats(width=32)

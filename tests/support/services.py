@@ -37,14 +37,7 @@ class RunningService:
             options += ["--listen", listen]
         if "--http" not in options:
             options += ["--http", http]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "koopcast_server", "serve", *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=REPOSITORY,
-            env={**os.environ, **self._environment},
-        )
+        self.process = self._launch(options, self._environment)
         self._collector = threading.Thread(target=self._collect_errors, daemon=True)
         self._collector.start()
         self._read_addresses()
@@ -82,6 +75,16 @@ class RunningService:
             self.kill()
         self._addresses = (self.target, self.http_url.partition("://")[2])
         self.start()
+
+    def _launch(self, options: list[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "koopcast_server", "serve", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+            env={**os.environ, **environment},
+        )
 
     def _close_pipes(self) -> None:
         if self.process.stdout is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import koopcast
 from koopcast.prediction import Block, Prediction, Summary
 
 
@@ -121,6 +123,7 @@ def prediction(
 ) -> Prediction:
     """A prediction made by hand."""
     told = (block(),) if blocks is None else blocks
+    moves = dict(displacement or {})
     return Prediction(
         id=f"{operator_index}/{steps}",
         base_step=base_step,
@@ -131,7 +134,7 @@ def prediction(
         operator_index=operator_index,
         blocks=told,
         summary=_summary(told, steps),
-        displacement=dict(displacement or {}),
+        _displacement=lambda: moves,
         _base=dict,
     )
 
@@ -180,3 +183,39 @@ def displacement_of(model: nn.Module, size: float = 0.01) -> dict[str, np.ndarra
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
+
+
+def weights(model: nn.Module) -> Tensor:
+    """All parameters in one vector."""
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+class LinearTraining:
+    """Weights that approach a goal at a rate of their own, whatever the gradient: an exactly predictable trainer."""
+
+    def __init__(self, rate: float = 0.98) -> None:
+        torch.manual_seed(1)
+        self.model = nn.Linear(30, 20).double()
+        self.goal = weights(self.model) + torch.randn(620, dtype=torch.float64)
+        self.rate = rate
+        self.optimizer: torch.optim.Optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0 - rate)
+
+    def distance(self) -> Tensor:
+        """The loss: half the squared distance from the goal."""
+        return 0.5 * (self._flat() - self.goal).square().sum()
+
+    def train(self, count: int) -> Iterator[int]:
+        """Train; yields after every step, counted from 1."""
+        yield from steps(self.model, self.optimizer, count, lambda _: self.distance())
+
+    def _flat(self) -> Tensor:
+        return torch.cat([parameter.flatten() for parameter in self.model.parameters()])
+
+
+def settled(ahead: koopcast.Ahead, snapshots: int) -> koopcast.hook.Stats:
+    """The counts, once the background thread has pushed so many snapshots."""
+    deadline = time.monotonic() + 10
+    while ahead.stats().snapshots_pushed < snapshots and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)  # an outcome may be on its way
+    return ahead.stats()

@@ -27,29 +27,39 @@ MAY_START_THE_SERVER = {"koopcast.embedded", "koopcast.cli", "koopcast.testing"}
 CLIENT_TORCH = ("koopcast.hook", "koopcast.window", "koopcast.testing")
 SERVER_TORCH = (
     "koopcast_server.koopman",
+    "koopcast_server.answering",
     "koopcast_server.held_window",
+    "koopcast_server.gram_store",
     "koopcast_server.window_shape",
     "koopcast_server.solving",
     "koopcast_server.engine",
     "koopcast_server.demo",
 )
-"""Where torch is at home. `held_window`, `window_shape` and `solving` are the engine's parts for one job."""
+"""Where torch is at home. `answering`, `held_window`, `gram_store`, `window_shape` and `solving` are the engine's parts
+for one job."""
 DEMO = ("koopcast_server.demo", "koopcast_server.plots")
 """What needs the extra `demo`, above all matplotlib."""
 NO_IO = {"asyncio", "io", "logging", "os", "pathlib", "socket", "subprocess", "threading", "time", "warnings"}
 
+_ABOVE_THE_ENGINE = [
+    "job",
+    "leases",
+    "uploads",
+    "gram_rows",
+    "row_intake",
+    "metrics",
+    "grpc_",
+    "http_",
+    "service",
+]
 MAY_NOT_IMPORT = {
-    "koopcast_server.held_window": [
-        "engine",
-        "job",
-        "leases",
-        "uploads",
-        "metrics",
-        "grpc_",
-        "http_",
-        "service",
-    ],
-    "koopcast_server.engine": ["job", "leases", "uploads", "metrics", "grpc_", "http_", "service"],
+    "koopcast_server.answering": ["engine", "held_", *_ABOVE_THE_ENGINE],
+    "koopcast_server.held_": ["engine", *_ABOVE_THE_ENGINE],
+    "koopcast_server.gram_store": ["engine", "held_", "answering", "solving", *_ABOVE_THE_ENGINE],
+    "koopcast_server.steps": ["engine", "held_", *_ABOVE_THE_ENGINE],
+    "koopcast_server.gram_rows": ["engine", "held_", "job", "metrics", "grpc_", "http_", "service"],
+    "koopcast_server.row_intake": ["metrics", "grpc_", "http_", "interceptor", "service"],
+    "koopcast_server.engine": _ABOVE_THE_ENGINE,
     "koopcast_server.job": ["metrics", "grpc_", "http_", "interceptor", "service"],
     "koopcast_server.leases": ["job", "uploads", "metrics", "grpc_", "http_", "interceptor", "service"],
     "koopcast_server.uploads": ["metrics", "grpc_", "http_", "interceptor", "service"],
@@ -208,8 +218,17 @@ def test_the_window_knows_neither_side() -> None:
         if inside(found.importer, ("koopcast.window",))
         and found.package in ("koopcast", "koopcast_server", "grpc")
         and not inside(found.target, ("koopcast.window", "koopcast.blocks"))
+        and found.importer not in ("koopcast.window.held", "koopcast.window.shards")
     ]
     assert wrong == []
+
+
+def test_the_window_in_the_trainer_makes_no_calls() -> None:
+    modules = ("koopcast.window.held", "koopcast.window.shards")
+    targets = {found.target for found in client_imports() if found.importer in modules}
+    calls = ("grpc", "koopcast_server", "koopcast.v1", "koopcast.job", "koopcast.client", "koopcast.hook")
+    assert not [target for target in targets if inside(target, calls)]
+    assert "koopcast.window.ring.Window" in targets
 
 
 def test_the_arrows_within_the_server() -> None:
@@ -224,7 +243,10 @@ def test_the_arrows_within_the_server() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("module", ["engine", "held_window", "jobs", "leases", "uploads"])
+@pytest.mark.parametrize(
+    "module",
+    ["engine", "held_window", "held_grams", "jobs", "leases", "uploads", "gram_rows", "row_intake", "steps"],
+)
 def test_what_lies_below_the_transports_does_not_know_them(module: str) -> None:
     wrong = [
         str(found)

@@ -12,7 +12,8 @@ import koopcast_server.solving as solving_module
 from koopcast.operator import Operator
 from koopcast.prediction import Block
 from koopcast.wire import Layout, TensorSpec, checksum
-from koopcast_server.held_window import HeldWindow, Question
+from koopcast_server.answering import Question
+from koopcast_server.held_window import HeldWindow
 from koopcast_server.window_shape import JobShape
 
 SIZES = {"a": 600, "b": 40, "c": 700, "d": 3, "e": 600, "f": 9, "g": 900}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from koopcast.hook.ahead import Ahead
 from koopcast.hook.attaching import attach
-from koopcast.hook.stats import JumpEvent, Stats
+from koopcast.hook.batchnorm import update_bn
+from koopcast.hook.stats import JumpEvent, RateChange, Stats
 
-__all__ = ["Ahead", "JumpEvent", "Stats", "attach"]
+__all__ = ["Ahead", "JumpEvent", "RateChange", "Stats", "attach", "update_bn"]

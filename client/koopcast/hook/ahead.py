@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from koopcast.errors import ArgumentValueError
 from koopcast.hook.ending import at_end
 from koopcast.hook.leader import Leader
-from koopcast.hook.ranks import Ranks
+from koopcast.hook.loop import LoopSettings, RateWatch, Trainer, is_break, was_skipped
+from koopcast.hook.memory import weights_of
+from koopcast.hook.optimizer_state import adjust
+from koopcast.hook.parts import PartFollower, PartLeader
+from koopcast.hook.ranks import Ranks, RanksLostError
+from koopcast.hook.rates import check_learning_rate
+from koopcast.hook.resuming import SavedRun
 from koopcast.hook.schedule import JumpSchedule
-from koopcast.hook.stats import Counters, Stats
+from koopcast.hook.stats import Counters, RateChange, Stats
 from koopcast.hook.watch import Departure
 
 __all__ = ["Ahead"]
 
 _LOG = logging.getLogger("koopcast")
+
+_DRAIN_SECONDS: Final = 1.0
+"""How long `state_dict` waits for a snapshot on its way."""
 
 
 class Ahead:
@@ -36,29 +47,33 @@ class Ahead:
     def __init__(
         self,
         job: str,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        trainer: Trainer,
         schedule: JumpSchedule,
-        ranks: Ranks,
-        leader: Leader | None,
+        ranks: Ranks | None,
+        leader: Leader | PartFollower | None,
+        settings: LoopSettings,
         counters: Counters,
     ) -> None:
         """Register with the optimizer; use `attach`."""
         self.job = job
-        self._model = model
-        self._optimizer = optimizer
+        self._trainer = trainer
         self._schedule = schedule
         self._ranks = ranks
         self._leader = leader
+        self._settings = settings
         self._counters = counters
         self._clock: float | None = 0.0
-        self._rate: float | None = None
+        self._rates = RateWatch()
         self._departure: Departure | None = None
         self._inside = False
         self._broken = False
         self._finished = False
         self._process_id = os.getpid()
-        self._handle = optimizer.register_step_post_hook(self._after_step)
+        optimizer = trainer.optimizer
+        # A compiled step would trace what it calls, and make a graph of the hook.
+        self._handles = [optimizer.register_step_post_hook(torch.compiler.disable(self._after_step))]
+        if leader is not None and trainer.selection.on_gpu:
+            self._handles.append(optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)))
         self._stop = at_end(self, leader.link) if leader is not None else None
 
     def stats(self) -> Stats:
@@ -72,8 +87,69 @@ class Ahead:
         """
         if self._leader is not None:
             self._leader.settle()
-            self._leader.recorder.break_off()
+            self._leader.recorder.break_off(replaced=True)
         self._schedule.broke(self._counters.steps)
+        self._begin_alike()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a later process needs to go on with this run: numbers and names, nothing of the model's size.
+
+        To be saved with the model and the optimizer, and given to `load_state_dict`. It holds the job's lease, a secret:
+        with it the job can be taken over for as long as the lease lives. Waits a moment for the last snapshot.
+        """
+        counters, leader = self._counters, self._leader
+        where: Mapping[str, Any] = {"lease_id": "", "segment": 0, "step": 0}
+        if leader is not None:
+            leader.link.drain(_DRAIN_SECONDS)
+            where = leader.link.where()
+        return SavedRun(
+            job=self.job,
+            lease_id=where["lease_id"],
+            segment=0 if leader is None or leader.recorder.fresh else where["segment"],
+            step=where["step"],
+            steps=counters.steps,
+            clock=self._clock,
+            schedule=self._schedule.state(),
+            search=leader.search_state() if leader is not None else None,
+            counters=counters.state(),
+        ).to_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> bool:
+        """Go on with the run that `state_dict` was called in. Before the first step, on every rank.
+
+        The model, the optimizer and a scheduler given as `learning_rate` must have been loaded before. The window at
+        the service goes on where the next snapshot follows the newest one it holds; else a new one begins. A lease that
+        the old process died with is taken over, since the state proves that it was this run's. A jump that was not
+        looked back on yet stays.
+
+        Returns:
+            whether the window goes on.
+
+        Raises:
+            ArgumentTypeError, ArgumentValueError: the state is something else or another job's, or training has begun.
+        """
+        saved = SavedRun.from_dict(state)
+        if self._counters.steps:
+            raise ArgumentValueError("the state must be loaded before the first step", field="state")
+        if self._leader is not None and saved.job != self.job:
+            raise ArgumentValueError(
+                f"the state is of job {saved.job!r}: attach with job={saved.job!r} to go on with it",
+                field="state",
+            )
+        rates = check_learning_rate(self._settings.learning_rate, self._trainer.optimizer, first=saved.steps)
+        self._counters.load(saved.counters)
+        self._clock = saved.clock
+        goes_on = self._schedule.load(saved.schedule)
+        if self._leader is not None:
+            following = self._schedule.next_snapshot(saved.steps)
+            goes_on = self._leader.resume(saved, rates, following) and goes_on
+        if self._ranks is not None:
+            goes_on = bool(self._ranks.tell([goes_on])[0])
+        if not goes_on:
+            self._schedule.broke(saved.steps)
+        if isinstance(self._leader, PartLeader | PartFollower):
+            self._leader.together.begin(self._schedule.next_snapshot(saved.steps))
+        return goes_on
 
     def close(self, *, keep: bool = False) -> None:
         """Detach from the optimizer and close the job; does nothing the second time. Takes a few seconds at most.
@@ -84,10 +160,13 @@ class Ahead:
         self._finished = True
         self._counters.end()
         if not self._inside:  # hooks must not go while the optimizer walks through them
-            self._handle.remove()
+            for handle in self._handles:
+                handle.remove()
         if self._stop is not None and self._leader is not None and self._stop.detach() is not None:
             self._leader.settle()
             self._leader.link.stop(keep=keep)
+        if self._ranks is not None and os.getpid() == self._process_id:
+            self._ranks.close()
 
     def __enter__(self) -> Self:
         """Return self."""
@@ -99,27 +178,75 @@ class Ahead:
         """Close; after an exception keep the job for the next writer, since the run may come back."""
         self.close(keep=kind is not None)
 
+    def _before_step(self, *_: Any) -> None:
+        """Runs on the training thread before every step of the optimizer: it must not overtake the copies."""
+        if self._leader is not None and not self._finished and os.getpid() == self._process_id:
+            self._leader.recorder.hold_writers()
+
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Runs on the training thread after every step of the optimizer."""
-        if self._inside or self._finished or os.getpid() != self._process_id or _was_skipped(optimizer):
+        if self._inside or self._finished or os.getpid() != self._process_id or was_skipped(optimizer):
             return
         started = time.perf_counter()
         self._inside = True
         try:
             self._count_step()
-            if self._counters.steps == self._schedule.watched_at:
-                self._look_back()
-            self._record()
-            if self._counters.steps == self._schedule.decided_at:
-                self._meet()
+            if self._ranks is not None:
+                self._act(self._ranks)
         finally:
             self._inside = False
             self._counters.seconds_in_hook += time.perf_counter() - started
+        if self._settings.strict and self._leader is not None:
+            error = self._leader.link.take_error()
+            if error is not None:
+                raise error
+
+    def _act(self, ranks: Ranks) -> None:
+        try:
+            if self._counters.steps == self._schedule.watched_at:
+                self._look_back(ranks)
+            self._record()
+            if self._counters.steps == self._schedule.decided_at:
+                self._meet(ranks)
+        except RanksLostError as error:
+            self._finished = True
+            self._break(error)
 
     def _count_step(self) -> None:
         self._counters.steps += 1
-        self._rate = rate = _learning_rate(self._optimizer)
+        change = self._rates.step(self._trainer.optimizer, self._counters.steps)
+        rate = self._rates.rate
         self._clock = self._clock + rate if self._clock is not None and rate is not None else None
+        if change is not None:
+            self._note_rate(change)
+
+    def _note_rate(self, change: RateChange) -> None:
+        """Count a change of a learning rate; one that breaks the path begins a new window, on all ranks."""
+        counters = self._counters
+        counters.learning_rate_changes += 1
+        counters.last_learning_rate_change = change
+        if counters.learning_rate_changes == 1:
+            _LOG.info(
+                "koopcast: learning rate %g to %g at step %d (group %d); told once, counted in stats()",
+                change.before, change.after, change.step, change.group,
+            )  # fmt: skip
+        if self._ranks is None or self._settings.learning_rate is not None or not is_break(change):
+            return
+        watched_at = self._schedule.watched_at
+        self._schedule.broke(counters.steps - 1)  # the first step with the new rate is the first of the new path
+        self._schedule.watched_at = watched_at  # the last jump is looked back on all the same
+        if self._leader is not None:
+            self._leader.recorder.break_off()
+        self._begin_alike()
+        counters.last_decision = (
+            f"a new window began at step {change.step}: the learning rate went from {change.before:g} to "
+            f"{change.after:g} at once"
+        )
+
+    def _begin_alike(self) -> None:
+        """The trajectory broke on all ranks: their parts begin a segment with the next snapshot."""
+        if isinstance(self._leader, PartLeader | PartFollower):
+            self._leader.together.begin_alike(self._schedule.next_snapshot(self._counters.steps))
 
     def _record(self) -> None:
         if self._leader is None or self._broken:
@@ -128,47 +255,89 @@ class Ahead:
         try:
             pushed = self._leader.recorder.step(step, self._clock, due=schedule.is_snapshot_due(step))
             if step == schedule.asked_at:
-                self._leader.ask(schedule, pushed=pushed, clock=self._clock, rate=self._rate)
+                self._leader.ask(schedule, pushed=pushed, clock=self._clock, rate=self._rates.rate)
         except Exception as error:  # noqa: BLE001  # the border that protects the trainer
             self._break(error)
 
-    def _meet(self) -> None:
+    def _meet(self, ranks: Ranks) -> None:
         """Decide, or learn what the first rank decided. All ranks come here at the same steps."""
         schedule = self._schedule
         jumped = self._led(lambda leader: leader.decide(schedule))
-        decision = self._ranks.agree([jumped, self._broken, schedule.origin, schedule.asked_at])
-        if decision[1]:
+        ratio = self._leader.ratio if self._leader is not None else 1.0
+        try:
+            decision = ranks.tell([jumped, schedule.origin, schedule.asked_at, _bits_of(ratio)])
+            stopped = ranks.any_of(self._broken)
+            if decision[0] and not stopped:
+                self._share(ranks)
+        except RanksLostError:
+            if self._leader is not None:
+                self._leader.revoke()
+            raise
+        if stopped:
             self._finished = True
             return
-        schedule.adopt(decision[2], decision[3])
+        schedule.adopt(decision[1], decision[2])
         if decision[0]:
-            if schedule.watching and not self._ranks.leading:
-                self._departure = Departure(self._model, self._optimizer)
-            tensors: list[Tensor] = [*self._model.parameters(), *self._model.buffers()]
-            self._ranks.copy_from_first(tensors)
-            if not self._ranks.leading:
-                self._counters.last_decision = "jumped with the first rank"
+            self._follow(_from_bits(decision[3]))
+        if isinstance(self._leader, PartLeader | PartFollower) and self._leader.begins:
+            self._leader.together.begin(schedule.next_snapshot(self._counters.steps))
 
-    def _look_back(self) -> None:
+    def _share(self, ranks: Ranks) -> None:
+        """Make the first rank's jump on all ranks, or on none: where one is lost on the way, weights are as before."""
+        watching, model = self._schedule.watching, self._trainer.model
+        if ranks.several and not isinstance(self._leader, PartLeader | PartFollower):
+            before = None if ranks.leading else Departure(weights_of(model), self._trainer.optimizer)
+            tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+            try:
+                ranks.copy_from_first(tensors)
+                ranks.any_of(False)
+            except RanksLostError:
+                if before is not None:
+                    before.restore()
+                raise
+            self._departure = before if watching else None
+        if self._leader is not None:
+            self._leader.confirm(watching=watching)
+        if not ranks.leading:
+            self._counters.last_decision = "jumped with the first rank"
+
+    def _follow(self, ratio: float) -> None:
+        """After a jump, the optimizer's state is adjusted, on all ranks."""
+        try:
+            moved = self._trainer.selection.parameters().values()
+            adjust(self._trainer.optimizer, moved, self._settings.optimizer_state, ratio)
+        except Exception as error:  # noqa: BLE001  # the border that protects the trainer
+            self._break(error)
+
+    def _look_back(self, ranks: Ranks) -> None:
         """Undo the last jump if it went wrong, on all ranks."""
-        undone = self._led(Leader.look_back)
-        decision = self._ranks.agree([undone, self._broken])
+        undone = self._led(lambda leader: leader.look_back(self._counters.steps))
+        decision = ranks.tell([undone])
+        stopped = ranks.any_of(self._broken)
         departure, self._departure = self._departure, None
         self._schedule.watched_at = None
-        if decision[1]:
+        if stopped:
             self._finished = True
         elif decision[0]:
             self._schedule.broke(self._counters.steps)
             if departure is not None:
                 departure.restore()
                 self._counters.last_decision = "undone with the first rank"
+            if self._leader is not None:
+                self._leader.go_back()
+            if isinstance(self._leader, PartLeader | PartFollower):
+                self._leader.together.begin(self._schedule.next_snapshot(self._counters.steps))
+        elif isinstance(self._leader, PartFollower):
+            self._leader.settle()
 
-    def _led(self, act: Callable[[Leader], bool]) -> bool:
+    def _led(self, act: Callable[[Leader | PartFollower], bool]) -> bool:
         """What the leader says; False on other ranks, and where something is wrong."""
         if self._leader is None or self._broken:
             return False
         try:
             return act(self._leader)
+        except RanksLostError:
+            raise
         except Exception as error:  # noqa: BLE001  # the border that protects the trainer
             self._break(error)
             return False
@@ -177,18 +346,17 @@ class Ahead:
         """Something here is wrong: stop at the next meeting, and leave training alone until then."""
         self._broken = True
         self._counters.last_decision = f"stopped: {error!r}"
+        if self._settings.strict:
+            raise error
         _LOG.warning("koopcast stops, training goes on without it: %r", error)
 
 
-def _learning_rate(optimizer: torch.optim.Optimizer) -> float | None:
-    """Of the first group; None where it lives on a device and would cost a synchronisation a step."""
-    rate: Any = optimizer.param_groups[0].get("lr")
-    if isinstance(rate, Tensor):
-        return float(rate) if rate.device.type == "cpu" else None
-    return rate if isinstance(rate, int | float) else None
+def _bits_of(number: float) -> int:
+    """A float as a whole number, for messages of whole numbers."""
+    bits: int = struct.unpack("<q", struct.pack("<d", number))[0]
+    return bits
 
 
-def _was_skipped(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a fused optimizer under GradScaler found infinite gradients and left the weights alone."""
-    found: Any = getattr(optimizer, "found_inf", None)
-    return isinstance(found, Tensor) and bool(found.item())
+def _from_bits(bits: int) -> float:
+    number: float = struct.unpack("<d", struct.pack("<q", bits))[0]
+    return number

@@ -5,24 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import nn
 
 from koopcast.errors import ArgumentTypeError, ArgumentValueError
 from koopcast.hook.leader import QuestionSettings
-from koopcast.hook.policy import (
-    BACKTESTED_HORIZON_STRIDES,
-    DEFAULT_OPERATORS,
-    PROBED_HORIZON_STRIDES,
-    SearchOrder,
-)
+from koopcast.hook.loop import unwrapped
+from koopcast.hook.policy import BACKTESTED_HORIZON_STRIDES, DEFAULT_OPERATORS, PROBED_HORIZON_STRIDES
 from koopcast.operator import Operator
 
-__all__ = ["Timing", "check_callables", "check_flags", "check_question", "check_timing", "check_trainer"]
+__all__ = [
+    "MODES",
+    "Mode",
+    "Timing",
+    "check_callables",
+    "check_choice",
+    "check_flags",
+    "check_question",
+    "check_timing",
+    "check_trainer",
+    "check_writer",
+]
+
+Mode = Literal["auto", "observe", "off"]
+MODES: Final[tuple[Mode, ...]] = ("auto", "observe", "off")
 
 MAX_OPERATORS: Final = 16
+LONGEST_MEETING_SECONDS: Final = 86400.0
 MAX_HORIZONS: Final = 64
 
 
@@ -35,23 +46,43 @@ class Timing:
         lag: steps from a question to its decision.
         wait_seconds: longest wait of an attempt.
         averaging: weights in the mean that is a snapshot.
+        meeting_seconds: longest wait of a rank for the others.
     """
 
     every: int
     lag: int
     wait_seconds: float
     averaging: int
+    meeting_seconds: float
 
 
-def check_trainer(model: Any, optimizer: Any) -> None:
-    """A module and a real optimizer."""
+def check_trainer(model: Any, optimizer: Any) -> torch.optim.Optimizer:
+    """A module and a real optimizer, which is returned: of Accelerate's wrapper the one inside."""
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}", field="model")
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    inside = unwrapped(optimizer)
+    if not isinstance(inside, torch.optim.Optimizer):
         raise ArgumentTypeError(
             f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}; give a wrapper's own "
             "optimizer (for instance its .optimizer)",
             field="optimizer",
+        )
+    return inside
+
+
+def check_choice(field: str, given: Any, choices: Sequence[str]) -> None:
+    """One of some words."""
+    if given not in choices:
+        raise ArgumentValueError(f"{field} must be one of {', '.join(choices)}, not {given!r}", field=field)
+
+
+def check_writer(writer: Any) -> None:
+    """Something scalars can be written to, or None."""
+    if writer is not None and not callable(getattr(writer, "add_scalar", None)):
+        raise ArgumentTypeError(
+            "tensorboard must have a method add_scalar(tag, value, global_step), like "
+            f"torch.utils.tensorboard.SummaryWriter, not {writer!r}",
+            field="tensorboard",
         )
 
 
@@ -69,7 +100,7 @@ def check_flags(**flags: Any) -> None:
             raise ArgumentTypeError(f"{field} must be a bool, not {given!r}", field=field)
 
 
-def check_timing(every: Any, lag: Any, wait_seconds: Any, average: Any) -> Timing:
+def check_timing(every: Any, lag: Any, wait_seconds: Any, average: Any, meeting_seconds: Any) -> Timing:
     """When things happen."""
     for field, value, least in (("every", every, 1), ("lag", lag, 0)):
         if isinstance(value, bool) or not isinstance(value, int):
@@ -83,11 +114,20 @@ def check_timing(every: Any, lag: Any, wait_seconds: Any, average: Any) -> Timin
             f"wait_seconds must be finite and >= 0, not {wait_seconds}", field="wait_seconds"
         )
     check_flags(average=average)
-    return Timing(every, lag, float(wait_seconds), every if average else 1)
+    if isinstance(meeting_seconds, bool) or not isinstance(meeting_seconds, int | float):
+        raise ArgumentTypeError(
+            f"meeting_seconds must be a number, not {meeting_seconds!r}", field="meeting_seconds"
+        )
+    if not 0 < meeting_seconds <= LONGEST_MEETING_SECONDS:
+        raise ArgumentValueError(
+            f"meeting_seconds must lie in 0..{LONGEST_MEETING_SECONDS:g}, not {meeting_seconds}",
+            field="meeting_seconds",
+        )
+    return Timing(every, lag, float(wait_seconds), every if average else 1, float(meeting_seconds))
 
 
 def check_question(
-    operator: Any, operators: Any, horizons: Any, search: SearchOrder, every: int, *, probed: bool
+    operator: Any, operators: Any, horizons: Any, every: int, *, probed: bool
 ) -> QuestionSettings:
     """What is asked at an attempt, with the defaults filled in."""
     if operator is not None and not isinstance(operator, Operator):
@@ -109,7 +149,7 @@ def check_question(
             f"horizons must be 1 to {MAX_HORIZONS} finite numbers of trainer steps > 0, not {steps}",
             field="horizons",
         )
-    return QuestionSettings(tuple(float(step) for step in steps), tuple(operators), search)
+    return QuestionSettings(tuple(float(step) for step in steps), tuple(operators))
 
 
 def _is_number(value: Any) -> bool:

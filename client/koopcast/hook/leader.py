@@ -7,19 +7,22 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
-import torch
-
+from koopcast.hook.attempts import Attempts
+from koopcast.hook.budget import WaitBudget
 from koopcast.hook.held_job import Outcome
 from koopcast.hook.link import Link
-from koopcast.hook.policy import Choice, SearchOrder, choose_by_backtest, choose_by_loss
+from koopcast.hook.optimizer_state import gradient_ratio
+from koopcast.hook.policy import Choice
 from koopcast.hook.question import Question
 from koopcast.hook.rates import ComingRates, RateError
-from koopcast.hook.recorder import Recorder, WaitBudget
+from koopcast.hook.recorder import Recorder
+from koopcast.hook.resuming import Resumption, SavedRun
+from koopcast.hook.scalars import Scalars
 from koopcast.hook.schedule import JumpSchedule
 from koopcast.hook.stats import Counters, JumpEvent
-from koopcast.hook.trial import Evaluator, Trial
+from koopcast.hook.walk import Walk
 from koopcast.hook.watch import Departure, went_wrong
 from koopcast.operator import Operator
 from koopcast.prediction import Prediction
@@ -30,22 +33,22 @@ _LOG = logging.getLogger("koopcast")
 
 _EARLY_ANSWER_SECONDS: Final = 10.0
 """How long an answer may take that was asked for in advance (`lag`)."""
+_RESUME_SECONDS: Final = 5.0
+"""How long going on with an earlier process's run may take."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionSettings:
-    """What is asked, and how an answer is searched.
+    """What is asked.
 
     Attributes:
         horizons: trainer steps ahead.
         operators: operators that answer.
-        search: in which order a probe looks at the answers.
         rates: the coming learning rates, where the schedule is known: horizons are then asked for on that clock.
     """
 
     horizons: tuple[float, ...]
     operators: tuple[Operator, ...]
-    search: SearchOrder
     rates: ComingRates | None = None
 
 
@@ -55,33 +58,43 @@ class _Watched:
 
     departure: Departure
     outcome: Outcome
-    breaks: int
+    replaced: int
 
 
 class Leader:
-    """Decides whether to jump."""
+    """Decides whether to jump.
+
+    Attributes:
+        recorder: takes the snapshots.
+        link: to the service.
+        shared: whether other ranks must make the jumps, too: each is then kept undoable until `confirm` or `revoke`.
+        ratio: of the gradients after the last accepted jump to those before it, as far as its losses tell.
+    """
 
     def __init__(
         self,
-        evaluator: Evaluator,
-        optimizer: torch.optim.Optimizer,
+        attempts: Attempts,
         recorder: Recorder,
         link: Link,
         settings: QuestionSettings,
         budget: WaitBudget,
+        scalars: Scalars,
         counters: Counters,
     ) -> None:
         """Decide for this training run."""
         self.recorder = recorder
         self.link = link
-        self._evaluator = evaluator
-        self._optimizer = optimizer
+        self.ratio = 1.0
+        self.shared = False
+        self._attempts = attempts
+        self._scalars = scalars
         self._settings = settings
         self._budget = budget
         self._counters = counters
         self._question: Question | None = None
         self._breaks = 0
         self._watched: _Watched | None = None
+        self._undoing: Departure | None = None
 
     def ask(self, schedule: JumpSchedule, *, pushed: bool, clock: float | None, rate: float | None) -> None:
         """Ask for the jump of this attempt.
@@ -112,37 +125,99 @@ class Leader:
     def decide(self, schedule: JumpSchedule) -> bool:
         """End this attempt: wait, look at the answer, jump or not, plan the next attempt. Whether it jumped."""
         question, self._question = self._question, None
+        step = schedule.decided_at
         try:
             return self._decide(question, schedule)
         finally:
             self._budget.renew()
+            self._scalars.attempt(step)
 
-    def look_back(self) -> bool:
-        """Ask the probe again, a stride after a jump; whether the jump was undone."""
+    def look_back(self, step: int) -> bool:
+        """Ask the probe again, a stride after a jump; whether the jump is to be undone, by `go_back`."""
         watched, self._watched = self._watched, None
         if watched is None:
             return False
-        if watched.breaks != self.recorder.breaks:  # other weights were loaded: nothing to go back from
-            self.link.put(watched.outcome)
-            return False
-        loss = self._trial().loss_now()
+        undone = False
+        try:
+            if watched.replaced == self.recorder.replaced:
+                undone = self._look_back(watched, step)
+            else:  # other weights were loaded: nothing to go back from
+                self.link.put(watched.outcome)
+        finally:
+            if not undone:
+                watched.departure.forget()
+        return undone
+
+    def go_back(self) -> None:
+        """Undo the jump that was looked back on, now that all ranks know."""
+        departure, self._undoing = self._undoing, None
+        if departure is not None:
+            departure.restore()
+            departure.forget()
+            self.recorder.break_off()
+
+    def search_state(self) -> Any:
+        """What the search order remembers, for `resume`."""
+        order = self._attempts.order
+        return order.state() if isinstance(order, Walk) else None
+
+    def resume(self, saved: SavedRun, rates: ComingRates | None, next_snapshot: int) -> bool:
+        """Go on with an earlier process's run; whether its window goes on."""
+        self._settings = replace(self._settings, rates=rates)
+        order = self._attempts.order
+        if isinstance(order, Walk):
+            order.load(saved.search)
+        resumption = Resumption(saved.lease_id, saved.segment, next_snapshot, _RESUME_SECONDS)
+        goes_on = self.link.resume(resumption, _RESUME_SECONDS)
+        self.recorder.fresh = not goes_on
+        return goes_on
+
+    def _look_back(self, watched: _Watched, step: int) -> bool:
+        loss = self._attempts.loss_now()
         outcome = watched.outcome
         undone = outcome.loss_before is not None and went_wrong(outcome.loss_before, loss)
         if undone:
-            watched.departure.restore()
-            self.recorder.break_off()
+            self._undoing = watched.departure
             reason = f"undone a stride after the jump: loss {outcome.loss_before:.6g} to {loss:.6g}"
             self._counters.last_decision = reason
             self._counters.undone(reason)
+            self._scalars.undone(step, loss)
             outcome = replace(outcome, accepted=False, loss_after=_finite(loss))
         self.link.put(outcome)
         return undone
+
+    def give_up(self, schedule: JumpSchedule, reason: str) -> None:
+        """End this attempt without a look at its answer: the window is of no use."""
+        self._question = None
+        step = schedule.decided_at
+        self._no_proposal(schedule, reason, held=0)
+        self._budget.renew()
+        self._scalars.attempt(step)
+
+    def confirm(self, *, watching: bool) -> None:
+        """The other ranks made the jump, too; there is a way back only where it is watched."""
+        if not watching:
+            self.settle()
+
+    def revoke(self) -> None:
+        """Undo the last jump: other ranks did not make it, or nobody knows."""
+        watched, self._watched = self._watched, None
+        if watched is None:
+            return
+        watched.departure.restore()
+        watched.departure.forget()
+        self.recorder.break_off()
+        reason = "undone at once: the other ranks could not be told"
+        self._counters.last_decision = reason
+        self._counters.undone(reason)
+        self.link.put(replace(watched.outcome, accepted=False))
 
     def settle(self) -> None:
         """Training ends: a jump that was not looked back on yet stays."""
         watched, self._watched = self._watched, None
         if watched is not None:
             self.link.put(watched.outcome)
+            watched.departure.forget()
 
     def _on_the_clock(
         self, schedule: JumpSchedule, clock: float | None, rate: float | None
@@ -197,11 +272,14 @@ class Leader:
     def _propose(self, predictions: Sequence[Prediction], schedule: JumpSchedule) -> bool:
         probes_before = self._counters.probe_evaluations
         step = schedule.decided_at
-        choice, departure = self._choose(predictions, watching=schedule.watching)
+        choice, departure = self._attempts.choose(
+            predictions, undoable=schedule.watching or self.shared
+        )
         self._counters.last_decision = choice.reason
         if choice.accepted:
             schedule.jumped(step)
             self.recorder.break_off()
+            self.ratio = gradient_ratio(choice.loss_before, choice.loss_after)
         else:
             schedule.refused()
         best = choice.prediction
@@ -217,38 +295,22 @@ class Leader:
             seconds=self._counters.seconds,
         )
         self._counters.jumped(event)
+        self._scalars.proposal(event, best)
         reported = best if best is not None else predictions[0]
-        outcome = Outcome(
-            reported.id, choice.accepted, _finite(choice.loss_before), _finite(choice.loss_after)
-        )
-        if choice.accepted and departure is not None:
-            self._watched = _Watched(departure, outcome, self.recorder.breaks)
-        else:
-            self.link.put(outcome)
+        self._report(reported, choice, departure)
         return choice.accepted
 
-    def _choose(
-        self, predictions: Sequence[Prediction], *, watching: bool
-    ) -> tuple[Choice, Departure | None]:
-        """Search, and make the jump if one is accepted; with what to go back to, where it is to be watched."""
-        if self._evaluator.probe is None:
-            choice = choose_by_backtest(predictions)
-            if not choice.accepted:
-                return choice, None
-            trial = self._trial()
+    def _report(self, prediction: Prediction, choice: Choice, departure: Departure | None) -> None:
+        """Tell the service; of a jump that is to be watched, later."""
+        if self._attempts.observing:
+            return  # nothing became of it, and the service would take it for a refusal
+        outcome = Outcome(
+            prediction.id, choice.accepted, _finite(choice.loss_before), _finite(choice.loss_after)
+        )
+        if choice.accepted and departure is not None:
+            self._watched = _Watched(departure, outcome, self.recorder.replaced)
         else:
-            trial = self._trial()
-            choice = choose_by_loss(predictions, trial.loss_now(), trial.evaluate, self._settings.search)
-        if not choice.accepted or choice.prediction is None:
-            return choice, None
-        departure = Departure(self._evaluator.model, self._optimizer) if watching else None
-        if trial.keep(choice.prediction):
-            return choice, departure
-        reason = "the jump was undone: on_jump raised, or weights were not finite"
-        return replace(choice, accepted=False, reason=reason), None
-
-    def _trial(self) -> Trial:
-        return Trial(self._evaluator, self._optimizer, self.recorder.parameters())
+            self.link.put(outcome)
 
 
 def _finite(loss: float | None) -> float | None:

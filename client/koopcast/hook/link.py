@@ -13,8 +13,8 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from koopcast.client import Client
 from koopcast.errors import (
@@ -27,9 +27,11 @@ from koopcast.errors import (
     KoopcastError,
     ResourceExhausted,
 )
-from koopcast.hook.held_job import HeldJob, JobSettings, Outcome, Snapshot
+from koopcast.hook.buffers import BufferPool
+from koopcast.hook.displacements import Fetch
+from koopcast.hook.held_job import HeldJob, Outcome, Snapshot
 from koopcast.hook.question import Question
-from koopcast.hook.selection import BufferPool
+from koopcast.hook.resuming import Resumption
 from koopcast.hook.stats import Counters
 
 __all__ = ["Link"]
@@ -51,28 +53,31 @@ _FIRST_PAUSE_SECONDS: Final = 0.25
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 2.0
 
-Item = Snapshot | Question | Outcome
+Item = Snapshot | Question | Fetch | Outcome
 
 
 class Link:
     """Holds a job open on a background thread.
 
-    The queue is bounded by what can be put into it: as many snapshots as there are buffers, one question and one
-    outcome an attempt; and an attempt waits for its question.
+    The queue is bounded by what can be put into it: as many snapshots as there are buffers, one question, one fetch at
+    a time and one outcome an attempt; and an attempt waits for its question and its fetches.
     """
 
-    def __init__(self, client: Client, settings: JobSettings, pool: BufferPool, counters: Counters) -> None:
-        """Use `start` to begin."""
+    def __init__(self, client: Client, job: HeldJob, pool: BufferPool, counters: Counters) -> None:
+        """Hold this job of `client`, which is closed with it. Use `start` to begin."""
         self._client = client
-        self._job = HeldJob(client, settings, counters)
+        self._job = job
         self._pool = pool
         self._counters = counters
         self._changed = threading.Condition()
         self._items: deque[Item] = deque()
         self._up = False
+        self._busy = False
         self._stopping = False
         self._keep = False
         self._tried = threading.Event()
+        self._resumption: Resumption | None = None
+        self._error: BaseException | None = None
         self._warned = False
         self._refusals = 0
         self._failures = 0
@@ -98,6 +103,27 @@ class Link:
             self._changed.notify_all()
             return True
 
+    def resume(self, resumption: Resumption, wait_seconds: float) -> bool:
+        """Hold the job of an earlier process; whether its window goes on. Waits for that at most so long."""
+        with self._changed:
+            self._resumption = resumption
+            self._changed.notify_all()
+        return bool(resumption.wait(wait_seconds))
+
+    def drain(self, wait_seconds: float) -> None:
+        """Wait at most so long until everything that was put in has been dealt with."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._items and not self._busy, wait_seconds)
+
+    def where(self) -> Mapping[str, Any]:
+        """What a later process needs to go on with the window."""
+        return self._job.where()
+
+    def take_error(self) -> BaseException | None:
+        """The last error that was not taken yet."""
+        error, self._error = self._error, None
+        return error
+
     def stop(self, *, keep: bool = False) -> None:
         """End: outcomes still queued are sent, snapshots are dropped; the job is closed, or kept for the next writer.
 
@@ -114,7 +140,10 @@ class Link:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._guarded(self._serve_next if self._up else self._recover)
+            if self._resumption is not None:
+                self._guarded(self._resume)
+            else:
+                self._guarded(self._serve_next if self._up else self._recover)
         self._guarded(self._leave)
 
     def _guarded(self, work: Callable[[], None]) -> None:
@@ -126,13 +155,22 @@ class Link:
 
     def _serve_next(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._items or self._stopping)
-            if self._stopping:
+            self._changed.wait_for(lambda: self._items or self._called)
+            if self._called:
                 return
             item = self._items.popleft()
+            self._busy = True
+        try:
+            self._serve(item)
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+    def _serve(self, item: Item) -> None:
         if isinstance(item, Snapshot):
             self._push(item)
-        elif isinstance(item, Question):
+        elif isinstance(item, Question | Fetch):
             self._answer(item)
         else:
             self._report(item)
@@ -155,16 +193,19 @@ class Link:
         finally:
             self._pool.give(snapshot.buffer)
 
-    def _answer(self, question: Question) -> None:
+    def _answer(self, asked: Question | Fetch) -> None:
         try:
-            self._job.answer(question)
+            if isinstance(asked, Question):
+                self._job.answer(asked)
+            else:
+                self._job.fetch(asked)
         except DeadlineExceeded:
-            question.decline("no answer in time")
+            asked.decline("no answer in time")
         except _REFUSALS as error:
-            question.decline(str(error))
+            asked.decline(str(error))
             self._note(error)
         except KoopcastError as error:
-            question.decline(str(error), held=0)
+            _give_up(asked, str(error))
             self._lose(error)
 
     def _report(self, outcome: Outcome) -> None:
@@ -184,6 +225,23 @@ class Link:
             self._tried.set()
             self._pause()
             return
+        self._hold()
+
+    def _resume(self) -> None:
+        """One attempt to hold an earlier process's job; if it fails, the job is opened as any other."""
+        resumption, self._resumption = self._resumption, None
+        if resumption is None:
+            return
+        try:
+            resumption.answer(self._job.resume(resumption))
+        except KoopcastError as error:
+            resumption.decline(str(error))
+            self._lose(error)
+            return
+        self._error = None
+        self._hold()
+
+    def _hold(self) -> None:
         self._failures = 0
         self._counters.connected = True
         with self._changed:
@@ -207,6 +265,7 @@ class Link:
         """Count an error; the first one is a warning, and the only one."""
         if self._stopping:
             return
+        self._error = error
         self._counters.service_errors += 1
         if not self._warned:
             self._warned = True
@@ -218,14 +277,19 @@ class Link:
         if isinstance(item, Snapshot):
             self._counters.dropped()
             self._pool.give(item.buffer)
-        elif isinstance(item, Question):
-            item.decline("the service was lost", held=0)
+        elif isinstance(item, Question | Fetch):
+            _give_up(item, "the service was lost")
 
     def _pause(self) -> None:
         seconds = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures, 10))
         self._failures += 1
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping, seconds)
+            self._changed.wait_for(lambda: self._called, seconds)
+
+    @property
+    def _called(self) -> bool:
+        """Whether something else is to be done than what is queued."""
+        return self._stopping or self._resumption is not None
 
     def _leave(self) -> None:
         with self._changed:
@@ -239,3 +303,11 @@ class Link:
                 self._drop(item)
         if up:
             self._job.close(keep=self._keep)
+
+
+def _give_up(asked: Question | Fetch, reason: str) -> None:
+    """No answer, and the window is lost."""
+    if isinstance(asked, Question):
+        asked.lack(reason, 0)
+    else:
+        asked.decline(reason)

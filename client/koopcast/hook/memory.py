@@ -3,13 +3,50 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RandomStates", "TensorMemory", "TrainerMemory"]
+from koopcast.hook.shadow import ShadowState
+from koopcast.hook.sharding import local
+
+__all__ = ["Arena", "RandomStates", "TensorMemory", "TrainerMemory", "weights_of"]
+
+_ALIGNMENT: Final = 64
+"""Copies begin at multiples of this. Unit: bytes."""
+
+
+class Arena:
+    """Host memory lent for copies, so that an attempt needs less of its own: snapshot buffers that are idle then.
+
+    Copies made in it are lost when it is given back.
+    """
+
+    def __init__(self, blocks: Sequence[Tensor] = (), give_back: Callable[[], None] | None = None) -> None:
+        """Lend `blocks` (1-d, uint8, on the CPU) until `release`, which calls `give_back`."""
+        self._blocks = [(block, 0) for block in blocks]
+        self._give_back = give_back
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """A copy of a tensor: in lent memory where it is a plain one on the CPU and there is room, else in new."""
+        tensor = tensor.detach()
+        if tensor.device.type == "cpu" and tensor.layout == torch.strided and type(tensor) is Tensor:
+            for index, (block, used) in enumerate(self._blocks):
+                if used + tensor.nbytes <= block.numel():
+                    place = block[used : used + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+                    end = used + tensor.nbytes
+                    self._blocks[index] = (block, end + -end % _ALIGNMENT)
+                    return place.copy_(tensor)
+        return tensor.clone()
+
+    def release(self) -> None:
+        """Give the memory back; does nothing the second time."""
+        give_back, self._give_back, self._blocks = self._give_back, None, []
+        if give_back is not None:
+            give_back()
 
 
 class TensorMemory:
@@ -19,9 +56,10 @@ class TensorMemory:
     tensor's version must not move.
     """
 
-    def __init__(self) -> None:
-        """Remember nothing yet."""
-        self._seen: set[int] = set()
+    def __init__(self, arena: Arena | None = None, *, besides: TensorMemory | None = None) -> None:
+        """Remember nothing yet; never what `besides` remembers. Copies are made in `arena`."""
+        self._arena = arena if arena is not None else Arena()
+        self._seen: set[int] = set() if besides is None else besides.seen()
         self._tensors: dict[
             int, tuple[Tensor, Tensor, Tensor]
         ] = {}  # itself, an alias of its storage, a copy
@@ -34,7 +72,8 @@ class TensorMemory:
             return
         if isinstance(value, Tensor):
             self._seen.add(id(value))
-            self._tensors[id(value)] = (value, value.data, value.detach().clone())
+            here = local(value)
+            self._tensors[id(value)] = (value, here.data, self._arena.copy(here))
         elif isinstance(value, dict):
             self._seen.add(id(value))
             self._dicts.append((value, dict(value)))
@@ -49,9 +88,14 @@ class TensorMemory:
             for item in value:
                 self.remember(item)
 
-    def copy_of(self, tensor: Tensor) -> Tensor:
-        """The remembered contents of a tensor."""
-        return self._tensors[id(tensor)][2]
+    def seen(self) -> set[int]:
+        """Identities of all that is remembered."""
+        return set(self._seen)
+
+    def copy_of(self, tensor: Tensor) -> Tensor | None:
+        """The remembered contents of a tensor, of a sharded one of its part here; None where it is not remembered."""
+        found = self._tensors.get(id(tensor))
+        return None if found is None else found[2]
 
     def restore(self) -> None:
         """Put everything back: the same objects, the same bits."""
@@ -64,8 +108,16 @@ class TensorMemory:
                 sequence[:] = elements
         for tensor, alias, copy in self._tensors.values():
             alias.copy_(copy)
-            if tensor.data_ptr() != alias.data_ptr():
+            if local(tensor).data_ptr() != alias.data_ptr():
                 tensor.data = alias
+
+
+def weights_of(model: nn.Module, arena: Arena | None = None) -> TensorMemory:
+    """Remembers parameters and buffers."""
+    memory = TensorMemory(arena)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        memory.remember(tensor)
+    return memory
 
 
 class RandomStates:
@@ -90,37 +142,47 @@ class RandomStates:
 class TrainerMemory:
     """Everything a probe may touch: parameters, buffers, gradients, modes, optimizer state, random states.
 
-    Gradients are not copied: they are taken off the parameters while a probe runs (`hide_gradients`), so that one
-    that calls ``backward`` makes new ones, and put back as the same objects, None included.
+    Gradients are not copied: they are taken off the parameters while a probe runs (`hide`), so that one that calls
+    ``backward`` makes new ones, and put back as the same objects, None included. Nor is the state of torch's own
+    optimizers: a probe gets a `ShadowState` instead. That of others, which may know it by other ways, is copied.
+
+    Attributes:
+        weights: parameters and buffers.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Remember everything as it is now. Takes one copy of parameters, buffers and optimizer state."""
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, arena: Arena | None = None
+    ) -> None:
+        """Remember everything as it is now. Takes one copy of parameters and buffers, in `arena`."""
         self._optimizer = optimizer
         self._state, self._groups = optimizer.state, optimizer.param_groups
-        self._memory = TensorMemory()
+        self._shadowed = type(optimizer).__module__.startswith("torch.optim.")
+        self.weights = weights_of(model, arena)
+        self._holders = TensorMemory(arena, besides=self.weights)
         self._modes: list[tuple[nn.Module, bool]] = []
         for module in model.modules():
             self._modes.append((module, module.training))
-            self._memory.remember(module._parameters)  # noqa: SLF001  # the dicts themselves, to undo what is
-            self._memory.remember(module._buffers)  # noqa: SLF001  # added, removed or replaced in them
-        for tensor in [*model.parameters(), *model.buffers()]:  # of modules that keep no plain dicts of them
-            self._memory.remember(tensor)
-        self._memory.remember(self._groups)
-        self._memory.remember(self._state)
+            self._holders.remember(module._parameters)  # noqa: SLF001  # the dicts themselves, to undo what is
+            self._holders.remember(module._buffers)  # noqa: SLF001  # added, removed or replaced in them
+        self._holders.remember(self._groups)
+        if not self._shadowed:
+            self._holders.remember(self._state)
         parameters = {id(p): p for p in [*model.parameters(), *_grouped(optimizer)]}.values()
         self._gradients = [(p, p.grad, p.requires_grad) for p in parameters]
         self._random = RandomStates()
 
-    def hide_gradients(self) -> None:
-        """Take the gradients off the parameters."""
+    def hide(self) -> None:
+        """Take the gradients off the parameters, and the state out of the optimizer's hands."""
         for parameter, _, _ in self._gradients:
             parameter.grad = None
+        if self._shadowed:
+            self._optimizer.state = ShadowState(self._state)  # type: ignore[assignment]  # read as the dict it is
 
     def restore(self) -> None:
         """Put everything back."""
         self._optimizer.state, self._optimizer.param_groups = self._state, self._groups
-        self._memory.restore()
+        self._holders.restore()
+        self.weights.restore()
         for parameter, gradient, requires_grad in self._gradients:
             parameter.grad = gradient
             if parameter.requires_grad != requires_grad:
@@ -128,10 +190,6 @@ class TrainerMemory:
         for module, training in self._modes:
             module.training = training
         self._random.restore()
-
-    def copy_of(self, tensor: Tensor) -> Tensor:
-        """The remembered contents of a parameter or buffer."""
-        return self._memory.copy_of(tensor)
 
 
 def _cuda_in_use() -> bool:

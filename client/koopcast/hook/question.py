@@ -1,26 +1,24 @@
-"""One question to the service and its answer, handed from one thread to the other; and the checks it must pass."""
+"""One question to the service, and the checks that its answer must pass."""
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from koopcast.errors import InternalError
+from koopcast.hook.asked import Asked
 from koopcast.operator import Operator
-from koopcast.prediction import Prediction
+from koopcast.prediction import Prediction, Tensors
 from koopcast.wire import TensorSpec
 
-__all__ = ["Question", "check_answer"]
+__all__ = ["Question", "check_answer", "check_displacement"]
 
 
-class Question:
+class Question(Asked[Sequence[Prediction]]):
     """Where will the weights be, asked at `base_step` for a jump at `from_step`.
 
-    The training thread waits for it once, at `from_step`; from then on it is closed and a later answer is let go.
+    The training thread waits for it once, at `from_step`.
 
     Attributes:
         base_step: step of the snapshot it is asked at.
@@ -29,9 +27,7 @@ class Question:
         operators: the operators to answer with.
         clock_intervals: the horizons on the clock of cumulative learning rate; none where the clock is the step.
         from_clock: the clock at `from_step`, with `clock_intervals`.
-        predictions: the answer; empty where there was none.
-        reason: why there was none.
-        held: snapshots in the window, where too few of them is the reason.
+        held: snapshots in the window, where too few of them is the reason for no answer.
     """
 
     def __init__(
@@ -45,48 +41,33 @@ class Question:
         from_clock: float | None = None,
     ) -> None:
         """Ask; an answer after `seconds` is no use."""
+        super().__init__(seconds)
         self.base_step = base_step
         self.from_step = from_step
         self.horizons = tuple(horizons)
         self.operators = tuple(operators)
         self.clock_intervals = tuple(clock_intervals)
         self.from_clock = from_clock
-        self.predictions: Sequence[Prediction] = ()
-        self.reason = "no answer in time"
         self.held: int | None = None
-        self._deadline = time.monotonic() + seconds
-        self._lock = threading.Lock()
-        self._over = threading.Event()
 
-    def seconds_left(self) -> float:
-        """Time until an answer is no use any more."""
-        return 0.0 if self._over.is_set() else self._deadline - time.monotonic()
+    @property
+    def predictions(self) -> Sequence[Prediction]:
+        """The answer; empty where there was none."""
+        return self.value if self.value is not None else ()
 
-    def answer(self, predictions: Sequence[Prediction]) -> None:
-        """Give the answer; let go where nobody waits any more."""
-        with self._lock:
-            if not self._over.is_set():
-                self.predictions, self.reason = predictions, ""
-                self._over.set()
+    @property
+    def one_by_one(self) -> bool:
+        """Whether displacements are fetched when they are looked at: not where the window may have moved on by then."""
+        return self.base_step == self.from_step
 
-    def decline(self, reason: str, held: int | None = None) -> None:
-        """Say why there is no answer."""
-        with self._lock:
-            if not self._over.is_set():
-                self.reason, self.held = reason, held
-                self._over.set()
-
-    def wait(self, seconds: float) -> None:
-        """Wait at most so long, then close the question."""
-        self._over.wait(max(0.0, seconds))
-        with self._lock:
-            self._over.set()
+    def lack(self, reason: str, held: int) -> None:
+        """Say that there is no answer since the window holds so few snapshots."""
+        self.held = held
+        self.decline(reason)
 
 
-def check_answer(
-    predictions: Sequence[Prediction], question: Question, tensors: Mapping[str, TensorSpec], segment: int
-) -> list[Prediction]:
-    """The answer, if it is one to this question and of these tensors.
+def check_answer(predictions: Sequence[Prediction], question: Question, segment: int) -> Sequence[Prediction]:
+    """The answer, if it is one to this question.
 
     Raises:
         InternalError: it is not; nothing of it may touch the weights.
@@ -100,21 +81,31 @@ def check_answer(
             raise InternalError(
                 f"the service's answer is stale: (segment, base, from) is {where}", reason="STALE_ANSWER"
             )
-    return [_checked(prediction, tensors) for prediction in predictions]
+    return predictions
 
 
-def _checked(prediction: Prediction, tensors: Mapping[str, TensorSpec]) -> Prediction:
-    if list(prediction.displacement) != list(tensors):
+def check_displacement(displacement: Tensors, tensors: Mapping[str, TensorSpec]) -> Tensors:
+    """A displacement of these tensors, in arrays that may be written to.
+
+    Raises:
+        InternalError: it is of others, or not finite; nothing of it may touch the weights.
+    """
+    if list(displacement) != list(tensors):
         raise InternalError("the service's answer has other tensors than the job", reason="WRONG_ANSWER")
-    for name, displacement in prediction.displacement.items():
-        if displacement.shape != tensors[name].shape:
+    for name, moved in displacement.items():
+        if moved.shape != tensors[name].shape:
             raise InternalError(
                 f"the service's answer has another shape for tensor {name!r}", reason="WRONG_ANSWER"
             )
-        if not np.isfinite(displacement).all():
+        if not _all_finite(moved):
             raise InternalError(
                 f"the service's answer for tensor {name!r} is not finite", reason="NON_FINITE"
             )
-    if all(displacement.flags.writeable for displacement in prediction.displacement.values()):
-        return prediction
-    return replace(prediction, displacement={n: np.array(d) for n, d in prediction.displacement.items()})
+    return {n: d if d.flags.writeable else np.array(d) for n, d in displacement.items()}
+
+
+def _all_finite(values: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) -> bool:
+    """Whether no value is NaN or infinite; makes nothing of the array's size."""
+    if values.size == 0:
+        return True
+    return bool(np.isfinite(values.max()) and np.isfinite(values.min()))

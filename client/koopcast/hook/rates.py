@@ -59,19 +59,20 @@ class ComingRates:
     after that. Training on beyond the end is an error.
     """
 
-    def __init__(self, rate_at: Callable[[int], float]) -> None:
-        """Ask `rate_at` for every step once, in rising order."""
+    def __init__(self, rate_at: Callable[[int], float], first: int = 0) -> None:
+        """Ask `rate_at` for every step from `first` on once, in rising order."""
         self._rate_at = rate_at
-        self._first = 0
+        self._begin = first
+        self._first = first
         self._rates: list[float] = []  # of the steps from _first on
         self._end: RateError | None = None  # why there is no rate for the step after them
 
     @classmethod
-    def of_scheduler(cls, scheduler: LRScheduler) -> Self:
+    def of_scheduler(cls, scheduler: LRScheduler, first: int = 0) -> Self:
         """The rates of the first parameter group, if the scheduler steps once after every optimizer step.
 
         A copy of the scheduler is run ahead on a stand-in for the optimizer, without parameters. The scheduler
-        itself, its optimizer and the weights are not touched.
+        itself, its optimizer and the weights are not touched. Its next step is the step number `first`.
 
         Raises:
             ArgumentValueError: the scheduler follows a metric, or cannot be copied.
@@ -81,7 +82,7 @@ class ComingRates:
                 "learning_rate cannot be a ReduceLROnPlateau: nobody knows its coming rates",
                 field="learning_rate",
             )
-        return cls(_Simulation(scheduler).rate_at)
+        return cls(_Simulation(scheduler, first).rate_at, first)
 
     def sums(
         self,
@@ -110,10 +111,10 @@ class ComingRates:
         farthest = lag + max(horizons)
         if farthest > _FARTHEST_STEPS:
             return None
-        known_from = max(0, step - 1)  # the last step's, to compare
+        known_from = max(self._begin, step - 1)  # the last step's, to compare
         if not self._work_out(known_from, step + math.ceil(farthest), time.monotonic() + seconds):
             return None
-        if step > 0:
+        if step > known_from:
             self._compare(step - 1, used)
         coming = self._rates[step - known_from :]
         still = [0.0] * (math.ceil(farthest) - len(coming))  # beyond the schedule's end
@@ -156,8 +157,10 @@ class ComingRates:
             )
 
 
-def check_learning_rate(given: Any, optimizer: torch.optim.Optimizer) -> ComingRates | None:
-    """What was given to `attach` as `learning_rate`.
+def check_learning_rate(
+    given: Any, optimizer: torch.optim.Optimizer, *, first: int = 0
+) -> ComingRates | None:
+    """What was given to `attach` as `learning_rate`; `first`: steps done already.
 
     Raises:
         ArgumentTypeError: it is no function of a step, no scheduler and not None.
@@ -171,9 +174,9 @@ def check_learning_rate(given: Any, optimizer: torch.optim.Optimizer) -> ComingR
             raise ArgumentValueError(
                 "learning_rate must be a scheduler of the optimizer that is attached", field="learning_rate"
             )
-        rates = ComingRates.of_scheduler(given)
+        rates = ComingRates.of_scheduler(given, first)
     elif callable(given):
-        rates = ComingRates(given)
+        rates = ComingRates(given, first)
     else:
         raise ArgumentTypeError(
             "learning_rate must be a function of the step, a torch.optim.lr_scheduler.LRScheduler or None, not "
@@ -181,7 +184,7 @@ def check_learning_rate(given: Any, optimizer: torch.optim.Optimizer) -> ComingR
             field="learning_rate",
         )
     try:
-        rates.sums(0, [1.0])
+        rates.sums(first, [1.0])
     except RateError as error:
         raise ArgumentValueError(f"learning_rate does not work: {error}", field="learning_rate") from error
     return rates
@@ -214,8 +217,8 @@ def _own(value: Any) -> Any:
 class _Simulation:
     """A copy of a scheduler, run ahead."""
 
-    def __init__(self, scheduler: LRScheduler) -> None:
-        """Copy.
+    def __init__(self, scheduler: LRScheduler, first: int) -> None:
+        """Copy; its present rate is that of step `first`.
 
         Raises:
             ArgumentValueError: it cannot be copied.
@@ -231,7 +234,7 @@ class _Simulation:
                 "step",
                 field="learning_rate",
             ) from error
-        self._step = 0
+        self._step = first
 
     def rate_at(self, step: int) -> float:
         """Rate of a step, not lower than the last one asked for."""

@@ -6,32 +6,15 @@ import time
 
 from torch import nn
 
+from koopcast.hook.budget import WaitBudget
+from koopcast.hook.buffers import BufferPool, SnapshotBuffer
 from koopcast.hook.held_job import Snapshot
 from koopcast.hook.link import Link
-from koopcast.hook.selection import Averager, BufferPool, Selection, SnapshotBuffer
+from koopcast.hook.memory import Arena
+from koopcast.hook.selection import Averager, Selection
 from koopcast.hook.stats import Counters
 
-__all__ = ["Recorder", "WaitBudget"]
-
-
-class WaitBudget:
-    """How long the training thread may still wait for the service before the next attempt is over."""
-
-    def __init__(self, seconds: float, counters: Counters) -> None:
-        """Allow so many seconds an attempt."""
-        self._seconds = seconds
-        self._counters = counters
-        self.left = seconds
-
-    def renew(self) -> None:
-        """Begin the next attempt."""
-        self.left = self._seconds
-
-    def spend_since(self, started: float) -> None:
-        """Count a wait that began at `started` (``time.monotonic``)."""
-        waited = time.monotonic() - started
-        self.left = max(0.0, self.left - waited)
-        self._counters.seconds_blocked += waited
+__all__ = ["Recorder"]
 
 
 class Recorder:
@@ -39,6 +22,8 @@ class Recorder:
 
     Attributes:
         breaks: how often the trajectory broke; a prediction from before the last break is stale.
+        replaced: how often this was since the weights changed by other means than training.
+        fresh: whether the next snapshot begins a segment.
     """
 
     def __init__(
@@ -60,12 +45,21 @@ class Recorder:
         self._counters = counters
         self._current: dict[str, nn.Parameter] = {}
         self._clock: float | None = None  # of the snapshot to come: of a mean, the mean of the clocks
-        self._fresh = True
+        self.fresh = True
         self.breaks = 0
+        self.replaced = 0
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters as the model has them now."""
         return self._selection.parameters()
+
+    def hold_writers(self) -> None:
+        """Before anything writes to the weights: let it come after the copies under way. Never waits."""
+        self._pool.hold_writers()
+
+    def lend(self) -> Arena:
+        """The buffers that are idle now, as memory for an attempt."""
+        return self._pool.lend()
 
     def step(self, step: int, clock: float | None, *, due: bool) -> bool:
         """After every optimizer step; where a snapshot is due, whether it is on its way.
@@ -73,6 +67,7 @@ class Recorder:
         Raises:
             WeightsChangedError: the model has other parameters than when attached.
         """
+        self.hold_writers()  # means are written in place, too
         if due or not self._current:
             self._look_up()
         if self._averager is not None:
@@ -82,15 +77,16 @@ class Recorder:
             return False
         sent = self._send(step, self._clock)
         if not sent:
-            self._fresh = True
+            self.fresh = True
             self._counters.dropped()
         if self._averager is not None:
             self._averager.reset()
         return sent
 
-    def break_off(self) -> None:
-        """The trajectory broke: the next snapshot begins a segment."""
-        self._fresh = True
+    def break_off(self, *, replaced: bool = False) -> None:
+        """The trajectory broke: the next snapshot begins a segment. `replaced`: the weights did not change by training."""
+        self.replaced += replaced
+        self.fresh = True
         self.breaks += 1
         self._current = {}
         if self._averager is not None:
@@ -107,7 +103,7 @@ class Recorder:
         """Find the parameters by name; other objects than last time mean that weights were loaded meanwhile."""
         found = self.parameters()
         if self._current and any(found[name] is not self._current[name] for name in found):
-            self.break_off()
+            self.break_off(replaced=True)
         self._current = found
 
     def _send(self, step: int, clock: float | None) -> bool:
@@ -116,11 +112,11 @@ class Recorder:
         buffer = self._take_buffer() if self._link.up else None
         if buffer is None:
             return False
-        buffer.fill(self._current if self._averager is None else self._averager.means())
-        if not self._link.put(Snapshot(step, buffer, clock, self._fresh)):
+        self._pool.fill(buffer, self._current if self._averager is None else self._averager.means())
+        if not self._link.put(Snapshot(step, buffer, clock, self.fresh)):
             self._pool.give(buffer)
             return False
-        self._fresh = False
+        self.fresh = False
         return True
 
     def _take_buffer(self) -> SnapshotBuffer | None:

@@ -6,6 +6,8 @@ between two attempts changes when the next one is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 __all__ = ["JumpSchedule"]
 
 
@@ -64,6 +66,21 @@ class JumpSchedule:
         if origin != self.origin:
             self.jumped(origin)
         self.asked_at = asked_at
+
+    def state(self) -> dict[str, int]:
+        """What `load` needs."""
+        return {name: getattr(self, name) for name in ("every", "window", "lag", "origin", "asked_at")}
+
+    def load(self, state: Mapping[str, int]) -> bool:
+        """Go on from what `state` returned; False, and nothing happens, where this schedule has other settings."""
+        if any(state[name] != getattr(self, name) for name in ("every", "window", "lag")):
+            return False
+        self.origin, self.asked_at = state["origin"], state["asked_at"]
+        return True
+
+    def next_snapshot(self, step: int) -> int:
+        """Step of the first snapshot after this step."""
+        return step + self.every - (step - self.origin) % self.every
 
     def _again_after(self, snapshots: int) -> None:
         decided_at = self.decided_at

@@ -1,20 +1,20 @@
-"""Which parameters take part, and the copies of them that travel: buffers, averages."""
+"""Which parameters take part, and the running mean of them."""
 
 from __future__ import annotations
 
-import queue
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from koopcast.errors import ArgumentTypeError, ArgumentValueError
+from koopcast.errors import ArgumentValueError
+from koopcast.hook.sharding import is_sharded, local, reshard
 from koopcast.hook.units import Units, unit_specs
 from koopcast.wire import TensorSpec
 
-__all__ = ["Averager", "BufferPool", "Filter", "Selection", "SnapshotBuffer", "WeightsChangedError"]
+__all__ = ["Averager", "Filter", "Selection", "WeightsChangedError"]
 
 Filter = Callable[[str, nn.Parameter], bool]
 """(name, parameter) to whether it takes part."""
@@ -30,24 +30,43 @@ class Selection:
     """The parameters that take part: chosen by name when attached, looked up by name ever after.
 
     Attributes:
-        specs: name to shape, units, and the type in which snapshots travel (averages of half precision: float32).
+        sharded: whether any is a DTensor, of which only a part is here.
+        specs: name to whole shape, units, and the type in which snapshots travel (averages of half precision: float32).
     """
 
-    def __init__(self, model: nn.Module, chosen: Filter | None, *, averaged: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        chosen: Filter | None,
+        *,
+        averaged: bool,
+        trained: Collection[Tensor] | None = None,
+    ) -> None:
         """Choose; tied parameters count once, under their first name.
 
+        Args:
+            model: whose parameters.
+            chosen: says which; None: those that require gradients and are `trained`.
+            averaged: whether means of them travel.
+            trained: the optimizer's parameters; None: all are.
+
         Raises:
-            ArgumentValueError: nothing is left to predict, or a parameter has no shape yet, or is sharded.
+            ArgumentValueError: nothing is left to predict, or a parameter has no shape yet.
         """
         self._model = model
         self._kinds: dict[str, tuple[torch.dtype, torch.Size]] = {}
+        self.sharded = False
+        optimized = None if trained is None else {id(parameter) for parameter in trained}
         for name, parameter in model.named_parameters():
+            if chosen is None and optimized is not None and id(parameter) not in optimized:
+                continue
             if _takes_part(name, parameter, chosen):
                 self._kinds[name] = (parameter.dtype, parameter.shape)
+                self.sharded = self.sharded or is_sharded(parameter)
         if not self._kinds:
             raise ArgumentValueError(
                 "no parameter of the model takes part: the default filter passes floating-point parameters "
-                "(float64, float32, bfloat16, float16) that require gradients",
+                "(float64, float32, bfloat16, float16) that require gradients and belong to the optimizer",
                 field="filter",
             )
         units = unit_specs(model)
@@ -66,6 +85,8 @@ class Selection:
         Raises:
             WeightsChangedError: one is missing, or has another type or shape.
         """
+        if self.sharded:
+            reshard(self._model)
         found = dict(self._model.named_parameters())
         for name, (dtype, shape) in self._kinds.items():
             parameter = found.get(name)
@@ -82,54 +103,6 @@ class Selection:
         # A matrix that takes no part has no units that a vector could join.
         node_of = units.node_of if units.node_of in self._kinds else ""
         return TensorSpec(travels, tuple(shape), node_of, units.node_axis)
-
-
-class SnapshotBuffer:
-    """A copy of the parameters in host memory, pinned where they live on a GPU."""
-
-    def __init__(self, specs: Mapping[str, TensorSpec], *, pinned: bool) -> None:
-        """Allocate."""
-        self.tensors: dict[str, Tensor] = {
-            name: torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), pin_memory=pinned)
-            for name, spec in specs.items()
-        }
-        self._copied: list[torch.cuda.Event] = []
-
-    def fill(self, sources: Mapping[str, Tensor]) -> None:
-        """Begin to copy; on a GPU behind the work already queued on its current stream."""
-        for name, target in self.tensors.items():
-            target.copy_(sources[name].detach(), non_blocking=True)
-        self._copied = []
-        for device in {source.device for source in sources.values() if source.is_cuda}:
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch lacks the annotation
-            event.record(torch.cuda.current_stream(device))
-            self._copied.append(event)
-
-    def wait(self) -> None:
-        """Return when the copy is done."""
-        for event in self._copied:
-            event.synchronize()
-
-
-class BufferPool:
-    """A fixed number of snapshot buffers: the bound on how far the service may lag behind."""
-
-    def __init__(self, specs: Mapping[str, TensorSpec], depth: int, *, pinned: bool) -> None:
-        """Allocate `depth` buffers."""
-        self._free: queue.Queue[SnapshotBuffer] = queue.Queue()
-        for _ in range(depth):
-            self._free.put(SnapshotBuffer(specs, pinned=pinned))
-
-    def take(self, timeout_seconds: float) -> SnapshotBuffer | None:
-        """A free buffer; None where none comes free in time."""
-        try:
-            return self._free.get(timeout=timeout_seconds) if timeout_seconds > 0 else self._free.get_nowait()
-        except queue.Empty:
-            return None
-
-    def give(self, buffer: SnapshotBuffer) -> None:
-        """Return a buffer."""
-        self._free.put(buffer)
 
 
 class Averager:
@@ -149,15 +122,16 @@ class Averager:
         self.steps = 0
 
     def add(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Count the weights as they are now in."""
+        """Count the weights as they are now in; of sharded ones, the parts that are here."""
         self.steps += 1
         with torch.no_grad():
+            here = {name: local(parameter) for name, parameter in parameters.items()}
             if self.steps == 1:
-                for name, weights in parameters.items():
+                for name, weights in here.items():
                     self._mean_like(name, weights).copy_(weights)
             else:
-                means = [self._means[name] for name in parameters]
-                for mean, group in _by_kind(means, list(parameters.values())):
+                means = [self._means[name] for name in here]
+                for mean, group in _by_kind(means, list(here.values())):
                     torch._foreach_lerp_(mean, group, 1.0 / self.steps)
 
     def means(self) -> Mapping[str, Tensor]:
@@ -172,7 +146,7 @@ class Averager:
         return mean
 
 
-def _by_kind(means: list[Tensor], weights: list[nn.Parameter]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+def _by_kind(means: list[Tensor], weights: list[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Pairs of lists of one type and device each, the weights widened to the type of their means."""
     groups: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
     for mean, weight in zip(means, weights, strict=True):
@@ -189,13 +163,7 @@ def _takes_part(name: str, parameter: nn.Parameter, chosen: Filter | None) -> bo
         )
     if not (parameter.requires_grad if chosen is None else chosen(name, parameter)):
         return False
-    if parameter.dtype not in _DTYPES or parameter.numel() == 0:
-        return False
-    if hasattr(parameter, "device_mesh"):
-        raise ArgumentTypeError(
-            f"parameter {name!r} is sharded (a DTensor); koopcast takes whole ones", field=name
-        )
-    return True
+    return parameter.dtype in _DTYPES and parameter.numel() > 0
 
 
 def _travel_dtype(dtype: torch.dtype, *, averaged: bool) -> torch.dtype:

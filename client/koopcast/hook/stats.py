@@ -5,12 +5,26 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
 
-__all__ = ["Counters", "JumpEvent", "Stats"]
+__all__ = ["Counters", "JumpEvent", "RateChange", "Stats"]
 
 _REMEMBERED_JUMPS: Final = 4096
+_GO_ON: Final = (
+    "steps",
+    "snapshots_pushed",
+    "snapshots_dropped",
+    "jumps_accepted",
+    "jumps_rejected",
+    "jumps_undone",
+    "probe_evaluations",
+    "on_jump_evaluations",
+    "learning_rate_changes",
+    "last_decision",
+)
+"""Counts of the training run. Those of this process's time and traffic begin anew when a run is resumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +57,23 @@ class JumpEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class RateChange:
+    """A learning rate that another one followed.
+
+    Attributes:
+        step: the first step that was made with the new one.
+        group: the parameter group, from 0; where several changed at once, the one that changed most.
+        before: the rate until then.
+        after: the rate from then on.
+    """
+
+    step: int
+    group: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """What an `Ahead` has done so far.
 
@@ -60,8 +91,13 @@ class Stats:
         probe_evaluations: calls of the probe; each costs (its samples / batch samples) steps.
         on_jump_evaluations: calls of `on_jump`; they cost likewise.
         bytes_sent: snapshot bytes sent.
+        bytes_resent: of these, what had been sent before, over a connection that broke.
         bytes_received: displacement bytes received.
+        snapshot_bytes: bytes of one snapshot before it is encoded.
         service_errors: calls that failed.
+        tensorboard_errors: exceptions of the object given as `tensorboard`.
+        learning_rate_changes: steps that were made with another learning rate than the one before.
+        last_learning_rate_change: the last of them; None where there was none.
         connected: whether the service holds the job, as far as is known.
         last_decision: why the last attempt did or did not jump.
         log: the proposed jumps, oldest first (the last 4096).
@@ -80,8 +116,13 @@ class Stats:
     probe_evaluations: int
     on_jump_evaluations: int
     bytes_sent: int
+    bytes_resent: int
     bytes_received: int
+    snapshot_bytes: int
     service_errors: int
+    tensorboard_errors: int
+    learning_rate_changes: int
+    last_learning_rate_change: RateChange | None
     connected: bool
     last_decision: str
     log: tuple[JumpEvent, ...] = field(repr=False)
@@ -104,8 +145,13 @@ class Counters:
         self.probe_evaluations = 0
         self.on_jump_evaluations = 0
         self.bytes_sent = 0
+        self.bytes_resent = 0
         self.bytes_received = 0
+        self.snapshot_bytes = 0
         self.service_errors = 0
+        self.tensorboard_errors = 0
+        self.learning_rate_changes = 0
+        self.last_learning_rate_change: RateChange | None = None
         self.connected = False
         self.last_decision = "no attempt yet"
         self.jumps_accepted = 0
@@ -142,6 +188,26 @@ class Counters:
             self.jumps_rejected += 1
             self.jumps_undone += 1
 
+    def state(self) -> dict[str, Any]:
+        """The counts that go on in a run that is resumed: plain numbers, words and lists of them."""
+        stats = self.read()
+        change = stats.last_learning_rate_change
+        counts = {name: getattr(stats, name) for name in _GO_ON}
+        return {
+            **counts,
+            "last_learning_rate_change": asdict(change) if change is not None else None,
+            "log": [asdict(event) for event in stats.log],
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        change = state["last_learning_rate_change"]
+        with self._lock:
+            for name in _GO_ON:
+                setattr(self, name, state[name])
+            self.last_learning_rate_change = RateChange(**change) if change is not None else None
+            self._log = deque((JumpEvent(**event) for event in state["log"]), maxlen=_REMEMBERED_JUMPS)
+
     def read(self) -> Stats:
         """The counts as they are now."""
         with self._lock:
@@ -159,8 +225,13 @@ class Counters:
                 probe_evaluations=self.probe_evaluations,
                 on_jump_evaluations=self.on_jump_evaluations,
                 bytes_sent=self.bytes_sent,
+                bytes_resent=self.bytes_resent,
                 bytes_received=self.bytes_received,
+                snapshot_bytes=self.snapshot_bytes,
                 service_errors=self.service_errors,
+                tensorboard_errors=self.tensorboard_errors,
+                learning_rate_changes=self.learning_rate_changes,
+                last_learning_rate_change=self.last_learning_rate_change,
                 connected=self.connected,
                 last_decision=self.last_decision,
                 log=tuple(self._log),

@@ -29,6 +29,14 @@ class Walk:
             None  # operator and horizon, not the prediction: that is model-sized
         )
 
+    def state(self) -> list[float] | None:
+        """Operator and horizon of the last accepted candidate, for `load`; None where there was none."""
+        return list(self._last) if self._last is not None else None
+
+    def load(self, state: Sequence[float] | None) -> None:
+        """Go on from what `state` returned."""
+        self._last = (int(state[0]), float(state[1])) if state is not None else None
+
     def __call__(self, predictions: Sequence[Prediction], loss_now: float) -> Steps:
         """Yields predictions to probe and is sent their losses."""
         trajectories = _by_operator(predictions)

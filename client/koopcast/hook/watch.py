@@ -12,9 +12,8 @@ import math
 from typing import Final
 
 import torch
-from torch import nn
 
-from koopcast.hook.memory import TensorMemory
+from koopcast.hook.memory import Arena, TensorMemory
 
 __all__ = ["TOLERANCE", "Departure", "went_wrong"]
 
@@ -29,16 +28,28 @@ class Departure:
     Not the optimizer's settings: a learning rate that a schedule changed since must stay changed.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Copy them."""
-        self._memory = TensorMemory()
-        for tensor in [*model.parameters(), *model.buffers()]:
-            self._memory.remember(tensor)
-        self._memory.remember(optimizer.state)
+    def __init__(
+        self, weights: TensorMemory, optimizer: torch.optim.Optimizer, arena: Arena | None = None
+    ) -> None:
+        """Go back to `weights`, and to the optimizer state of now: copied, as far as it goes in `arena`.
+
+        The arena is released when there is no going back any more.
+        """
+        self._arena = arena
+        state = TensorMemory(arena, besides=weights)
+        state.remember(optimizer.state)
+        self._memories: tuple[TensorMemory, ...] = (weights, state)
 
     def restore(self) -> None:
         """Put them back."""
-        self._memory.restore()
+        for memory in self._memories:
+            memory.restore()
+
+    def forget(self) -> None:
+        """Free the copies: there is no going back any more."""
+        self._memories = ()
+        if self._arena is not None:
+            self._arena.release()
 
 
 def went_wrong(loss_before: float, loss_now: float) -> bool:

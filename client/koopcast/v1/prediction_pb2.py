@@ -26,7 +26,7 @@ from koopcast.v1 import operator_pb2 as koopcast_dot_v1_dot_operator__pb2
 from koopcast.v1 import tensor_pb2 as koopcast_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckoopcast/v1/prediction.proto\x12\x0bkoopcast.v1\x1a\x1akoopcast/v1/operator.proto\x1a\x18koopcast/v1/tensor.proto\"\xa3\x03\n\x13PredictAheadRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x10\n\x08horizons\x18\x03 \x03(\x01\x12\x16\n\tfrom_step\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x30\n\toperators\x18\x05 \x03(\x0b\x32\x1d.koopcast.v1.OperatorOverride\x12,\n\nwire_dtype\x18\x06 \x01(\x0e\x32\x18.koopcast.v1.ElementType\x12\x14\n\x0cinclude_base\x18\x07 \x01(\x08\x12\x17\n\x0f\x63lock_intervals\x18\x08 \x03(\x01\x12\x19\n\x11\x63oefficients_only\x18\t \x01(\x08\x12\x13\n\x0bshard_index\x18\n \x01(\r\x12\r\n\x05modes\x18\x0b \x01(\r\x12\x17\n\nfrom_clock\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nmax_blocks\x18\r \x01(\r\x12\x14\n\x0creports_only\x18\x0e \x01(\x08\x12\x15\n\rprediction_id\x18\x0f \x01(\tB\x0c\n\n_from_stepB\r\n\x0b_from_clock\".\n\x0c\x43oefficients\x12\x10\n\x08velocity\x18\x01 \x03(\x01\x12\x0c\n\x04last\x18\x02 \x03(\x01\"\xdb\x02\n\x10PredictionReport\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\x11\n\tbase_step\x18\x02 \x01(\x04\x12\x11\n\tfrom_step\x18\x03 \x01(\x04\x12\r\n\x05steps\x18\x04 \x01(\x01\x12\x0f\n\x07segment\x18\x05 \x01(\x04\x12\x16\n\x0eoperator_index\x18\x06 \x01(\r\x12\r\n\x05moved\x18\x07 \x01(\x08\x12(\n\x06\x62locks\x18\x08 \x03(\x0b\x32\x18.koopcast.v1.BlockReport\x12\x13\n\x0btotal_bytes\x18\t \x01(\x04\x12\'\n\x05\x64type\x18\n \x01(\x0e\x32\x18.koopcast.v1.ElementType\x12*\n\x07summary\x18\x0b \x01(\x0b\x32\x19.koopcast.v1.BlockSummary\x12/\n\x0c\x63oefficients\x18\x0c \x01(\x0b\x32\x19.koopcast.v1.Coefficients\"Z\n\x0c\x42\x61seSnapshot\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\'\n\x05\x64type\x18\x03 \x01(\x0e\x32\x18.koopcast.v1.ElementType\"A\n\x11\x44isplacementChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\x07\"\xae\x01\n\x14PredictAheadResponse\x12/\n\x06report\x18\x01 \x01(\x0b\x32\x1d.koopcast.v1.PredictionReportH\x00\x12/\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1e.koopcast.v1.DisplacementChunkH\x00\x12)\n\x04\x62\x61se\x18\x03 \x01(\x0b\x32\x19.koopcast.v1.BaseSnapshotH\x00\x42\t\n\x07message\"\xb0\x01\n\x14ReportOutcomeRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x15\n\rprediction_id\x18\x03 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\x08\x12\x18\n\x0bloss_before\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nloss_after\x18\x06 \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_loss_beforeB\r\n\x0b_loss_after\"f\n\x15ReportOutcomeResponse\x12\x16\n\x0ejumps_accepted\x18\x01 \x01(\x04\x12\x16\n\x0ejumps_rejected\x18\x02 \x01(\x04\x12\x1d\n\x15trusted_horizon_steps\x18\x03 \x01(\x01\x32\xc2\x01\n\x11PredictionService\x12U\n\x0cPredictAhead\x12 .koopcast.v1.PredictAheadRequest\x1a!.koopcast.v1.PredictAheadResponse0\x01\x12V\n\rReportOutcome\x12!.koopcast.v1.ReportOutcomeRequest\x1a\".koopcast.v1.ReportOutcomeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckoopcast/v1/prediction.proto\x12\x0bkoopcast.v1\x1a\x1akoopcast/v1/operator.proto\x1a\x18koopcast/v1/tensor.proto\"\xa3\x03\n\x13PredictAheadRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x10\n\x08horizons\x18\x03 \x03(\x01\x12\x16\n\tfrom_step\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x30\n\toperators\x18\x05 \x03(\x0b\x32\x1d.koopcast.v1.OperatorOverride\x12,\n\nwire_dtype\x18\x06 \x01(\x0e\x32\x18.koopcast.v1.ElementType\x12\x14\n\x0cinclude_base\x18\x07 \x01(\x08\x12\x17\n\x0f\x63lock_intervals\x18\x08 \x03(\x01\x12\x19\n\x11\x63oefficients_only\x18\t \x01(\x08\x12\x13\n\x0bshard_index\x18\n \x01(\r\x12\r\n\x05modes\x18\x0b \x01(\r\x12\x17\n\nfrom_clock\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nmax_blocks\x18\r \x01(\r\x12\x14\n\x0creports_only\x18\x0e \x01(\x08\x12\x15\n\rprediction_id\x18\x0f \x01(\tB\x0c\n\n_from_stepB\r\n\x0b_from_clock\"?\n\x0c\x43oefficients\x12\x10\n\x08velocity\x18\x01 \x03(\x01\x12\x0c\n\x04last\x18\x02 \x03(\x01\x12\x0f\n\x07strides\x18\x03 \x01(\x01\"\xdb\x02\n\x10PredictionReport\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\x11\n\tbase_step\x18\x02 \x01(\x04\x12\x11\n\tfrom_step\x18\x03 \x01(\x04\x12\r\n\x05steps\x18\x04 \x01(\x01\x12\x0f\n\x07segment\x18\x05 \x01(\x04\x12\x16\n\x0eoperator_index\x18\x06 \x01(\r\x12\r\n\x05moved\x18\x07 \x01(\x08\x12(\n\x06\x62locks\x18\x08 \x03(\x0b\x32\x18.koopcast.v1.BlockReport\x12\x13\n\x0btotal_bytes\x18\t \x01(\x04\x12\'\n\x05\x64type\x18\n \x01(\x0e\x32\x18.koopcast.v1.ElementType\x12*\n\x07summary\x18\x0b \x01(\x0b\x32\x19.koopcast.v1.BlockSummary\x12/\n\x0c\x63oefficients\x18\x0c \x01(\x0b\x32\x19.koopcast.v1.Coefficients\"Z\n\x0c\x42\x61seSnapshot\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\'\n\x05\x64type\x18\x03 \x01(\x0e\x32\x18.koopcast.v1.ElementType\"A\n\x11\x44isplacementChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\x07\"\xae\x01\n\x14PredictAheadResponse\x12/\n\x06report\x18\x01 \x01(\x0b\x32\x1d.koopcast.v1.PredictionReportH\x00\x12/\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1e.koopcast.v1.DisplacementChunkH\x00\x12)\n\x04\x62\x61se\x18\x03 \x01(\x0b\x32\x19.koopcast.v1.BaseSnapshotH\x00\x42\t\n\x07message\"\xb0\x01\n\x14ReportOutcomeRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x15\n\rprediction_id\x18\x03 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\x08\x12\x18\n\x0bloss_before\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nloss_after\x18\x06 \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_loss_beforeB\r\n\x0b_loss_after\"f\n\x15ReportOutcomeResponse\x12\x16\n\x0ejumps_accepted\x18\x01 \x01(\x04\x12\x16\n\x0ejumps_rejected\x18\x02 \x01(\x04\x12\x1d\n\x15trusted_horizon_steps\x18\x03 \x01(\x01\x32\xc2\x01\n\x11PredictionService\x12U\n\x0cPredictAhead\x12 .koopcast.v1.PredictAheadRequest\x1a!.koopcast.v1.PredictAheadResponse0\x01\x12V\n\rReportOutcome\x12!.koopcast.v1.ReportOutcomeRequest\x1a\".koopcast.v1.ReportOutcomeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,19 +36,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTAHEADREQUEST']._serialized_start=100
   _globals['_PREDICTAHEADREQUEST']._serialized_end=519
   _globals['_COEFFICIENTS']._serialized_start=521
-  _globals['_COEFFICIENTS']._serialized_end=567
-  _globals['_PREDICTIONREPORT']._serialized_start=570
-  _globals['_PREDICTIONREPORT']._serialized_end=917
-  _globals['_BASESNAPSHOT']._serialized_start=919
-  _globals['_BASESNAPSHOT']._serialized_end=1009
-  _globals['_DISPLACEMENTCHUNK']._serialized_start=1011
-  _globals['_DISPLACEMENTCHUNK']._serialized_end=1076
-  _globals['_PREDICTAHEADRESPONSE']._serialized_start=1079
-  _globals['_PREDICTAHEADRESPONSE']._serialized_end=1253
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=1256
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=1432
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=1434
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=1536
-  _globals['_PREDICTIONSERVICE']._serialized_start=1539
-  _globals['_PREDICTIONSERVICE']._serialized_end=1733
+  _globals['_COEFFICIENTS']._serialized_end=584
+  _globals['_PREDICTIONREPORT']._serialized_start=587
+  _globals['_PREDICTIONREPORT']._serialized_end=934
+  _globals['_BASESNAPSHOT']._serialized_start=936
+  _globals['_BASESNAPSHOT']._serialized_end=1026
+  _globals['_DISPLACEMENTCHUNK']._serialized_start=1028
+  _globals['_DISPLACEMENTCHUNK']._serialized_end=1093
+  _globals['_PREDICTAHEADRESPONSE']._serialized_start=1096
+  _globals['_PREDICTAHEADRESPONSE']._serialized_end=1270
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=1273
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=1449
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=1451
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=1553
+  _globals['_PREDICTIONSERVICE']._serialized_start=1556
+  _globals['_PREDICTIONSERVICE']._serialized_end=1750
 # @@protoc_insertion_point(module_scope)

@@ -42,12 +42,14 @@ class PredictAheadRequest(_message.Message):
     def __init__(self, job: _Optional[str] = ..., lease_id: _Optional[str] = ..., horizons: _Optional[_Iterable[float]] = ..., from_step: _Optional[int] = ..., operators: _Optional[_Iterable[_Union[_operator_pb2.OperatorOverride, _Mapping]]] = ..., wire_dtype: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., include_base: bool = ..., clock_intervals: _Optional[_Iterable[float]] = ..., coefficients_only: bool = ..., shard_index: _Optional[int] = ..., modes: _Optional[int] = ..., from_clock: _Optional[float] = ..., max_blocks: _Optional[int] = ..., reports_only: bool = ..., prediction_id: _Optional[str] = ...) -> None: ...
 
 class Coefficients(_message.Message):
-    __slots__ = ("velocity", "last")
+    __slots__ = ("velocity", "last", "strides")
     VELOCITY_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    STRIDES_FIELD_NUMBER: _ClassVar[int]
     velocity: _containers.RepeatedScalarFieldContainer[float]
     last: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, velocity: _Optional[_Iterable[float]] = ..., last: _Optional[_Iterable[float]] = ...) -> None: ...
+    strides: float
+    def __init__(self, velocity: _Optional[_Iterable[float]] = ..., last: _Optional[_Iterable[float]] = ..., strides: _Optional[float] = ...) -> None: ...
 
 class PredictionReport(_message.Message):
     __slots__ = ("prediction_id", "base_step", "from_step", "steps", "segment", "operator_index", "moved", "blocks", "total_bytes", "dtype", "summary", "coefficients")

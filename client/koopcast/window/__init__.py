@@ -5,6 +5,7 @@ module                      what it does
 ==========================  ===================================================================================
 `koopcast.window.ring`      the last snapshots of a job: a sliding window
 `koopcast.window.segment`   the least-squares problem of a whole segment, accumulated, without its snapshots
+`koopcast.window.held`      a window inside the trainer, of which only inner products leave it
 ==========================  ===================================================================================
 
 Beneath `ring`, `slots` stores the snapshots, `gram` and `long` make a row of Gram matrices with each, `combination`

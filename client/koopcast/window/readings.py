@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["WindowProducts", "WindowVectors"]
+__all__ = ["WindowProducts", "WindowRow", "WindowVectors"]
 
 
 class WindowProducts(NamedTuple):
@@ -25,6 +25,20 @@ class WindowProducts(NamedTuple):
     last_squared: Tensor
     snapshot_epsilon: float
     window_epsilon: float
+
+
+class WindowRow(NamedTuple):
+    """What the last snapshot added to the products of long blocks, on the CPU. M velocities, oldest first; B blocks.
+
+    Attributes:
+        velocity: (B, M) float64, <v_new, v_j>, itself last.
+        weight: (B, M) float64, <w_new, v_j>; (B, 0) for a window without state.
+        squared: (B,) float64, <w_new, w_new>.
+    """
+
+    velocity: Tensor
+    weight: Tensor
+    squared: Tensor
 
 
 class WindowVectors(NamedTuple):

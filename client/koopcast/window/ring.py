@@ -13,7 +13,8 @@ Consecutive differences ("velocities") are stored, and the last snapshot in full
 exact, half precision keeps its few bits for what changes, and no large common part eats the digits of a Gram.
 
 Blocks longer than the window (*dual*) are known by their Gram matrices. The others (*primal*) are shorter than what
-a Gram matrix would say of them: they are read, when asked for, as they are.
+a Gram matrix would say of them: they are read, when asked for, as they are. A window of which only inner products
+leave the trainer (`koopcast.window.held`) has all blocks dual.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from koopcast.window.boxes import Box, boxes_of
 from koopcast.window.combination import combine_boxes
 from koopcast.window.gram import GroupGram, Incoming, box_limit
 from koopcast.window.long import gram_of
-from koopcast.window.readings import WindowProducts, WindowVectors
+from koopcast.window.readings import WindowProducts, WindowRow, WindowVectors
 from koopcast.window.slots import Slots
 from koopcast.window.views import gather, scatter
 
@@ -56,6 +57,7 @@ class Window:
         snapshot_dtype: torch.dtype,
         window_dtype: torch.dtype,
         with_state: bool = True,
+        all_dual: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         """Allocate everything: `bytes_needed` bytes on `device`.
@@ -67,6 +69,7 @@ class Window:
             window_dtype: of the stored velocities.
             with_state: keep the products of velocities and weights too. They are float64, and so are then all the
                 others: a `publish` of long blocks takes twice as long.
+            all_dual: keep Gram matrices of short blocks too.
             device: a torch device.
 
         Raises:
@@ -82,7 +85,7 @@ class Window:
         self._groups: tuple[BlockGroup, ...] = plan.groups
         self._grams = [
             gram_of(group, rows, snapshot_dtype, window_dtype, with_state=with_state, device=self.device)
-            if _is_dual(group, length)
+            if all_dual or _is_dual(group, length)
             else None
             for group in plan.groups
         ]
@@ -101,6 +104,7 @@ class Window:
         snapshot_dtype: torch.dtype,
         window_dtype: torch.dtype,
         with_state: bool = True,
+        all_dual: bool = False,
     ) -> int:
         """Bytes that such a window allocates and keeps; `publish` and `combine` need < 64 MiB more."""
         _check(plan, length, snapshot_dtype, window_dtype)
@@ -111,7 +115,7 @@ class Window:
         return stored + sum(
             GroupGram.bytes_needed(group, rows, with_state=with_state)
             for group in plan.groups
-            if _is_dual(group, length)
+            if all_dual or _is_dual(group, length)
         )
 
     @property
@@ -133,6 +137,10 @@ class Window:
     def last(self) -> Tensor:
         """(n,) the last published snapshot; meaningless while `snapshots_held` is 0. Not to be written."""
         return self._slots.last
+
+    def pin(self) -> None:
+        """Page-lock the snapshots of a window on the CPU that holds none yet, for copies from and to a GPU."""
+        self._slots.pin()
 
     def clear(self) -> None:
         """Forget all snapshots; the next `publish` is the first one."""
@@ -157,7 +165,7 @@ class Window:
         slots.finish(held)
 
     def is_dual(self, group: int) -> bool:
-        """Whether blocks of this group are longer than a full window has velocities, and so have Gram matrices."""
+        """Whether blocks of this group have Gram matrices: those longer than a full window has velocities, or all."""
         return self._grams[group] is not None
 
     def products(self, group: int, first: int = 0, stop: int | None = None) -> WindowProducts | None:
@@ -192,6 +200,23 @@ class Window:
             else torch.zeros_like(squared, device="cpu"),
             snapshot_epsilon=torch.finfo(self._slots.last.dtype).eps,
             window_epsilon=torch.finfo(self._slots.velocities.dtype).eps,
+        )
+
+    def newest_row(self) -> WindowRow:
+        """What the last snapshot added to the products of the dual groups, one after the other, copied to the CPU.
+
+        Raises:
+            ValueError: no group is dual.
+        """
+        slots, grams = self._slots, [gram for gram in self._grams if gram is not None]
+        if not grams:
+            raise ValueError("no group of this window has Gram matrices")
+        order = torch.tensor(slots.order(), dtype=torch.long, device=self.device)
+        by_last = torch.cat([gram.weight_rows[slots.face] for gram in grams])
+        return WindowRow(
+            velocity=torch.cat([gram.velocity_rows[:, slots.newest] for gram in grams])[:, order].to("cpu"),
+            weight=(by_last[:, order] if by_last.shape[1] else by_last).to("cpu"),
+            squared=torch.cat([gram.weights_squared[slots.face] for gram in grams]).to("cpu"),
         )
 
     def vectors(self, group: int, first: int, stop: int) -> WindowVectors:

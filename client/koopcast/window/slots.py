@@ -64,6 +64,10 @@ class Slots:
         """Equals `bytes_needed`."""
         return self.velocities.untyped_storage().nbytes() + self.last.nbytes + self.spare.nbytes
 
+    def pin(self) -> None:
+        """Page-lock the snapshots, before any is held: copies to and from a GPU then need not be waited for."""
+        self.last, self.spare = self.last.pin_memory(), self.spare.pin_memory()
+
     def clear(self) -> None:
         """Hold nothing."""
         self._next = 0  # the slot the next velocity goes to

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +122,13 @@ class Run:
         return None
 
 
-def train(task: Task, recipe: Recipe, target: str | None, progress: Progress) -> Run:
+def train(
+    task: Task,
+    recipe: Recipe,
+    target: str | None,
+    progress: Progress,
+    options: Mapping[str, Any] | None = None,
+) -> Run:
     """Trains within the budget of counted steps.
 
     Args:
@@ -130,6 +136,7 @@ def train(task: Task, recipe: Recipe, target: str | None, progress: Progress) ->
         recipe: how to train on it.
         target: address of a koopcast service, or None to train plainly.
         progress: told how far it is.
+        options: further arguments of `koopcast.attach`.
     """
     torch.manual_seed(recipe.seed)
     model = _network()
@@ -147,6 +154,7 @@ def train(task: Task, recipe: Recipe, target: str | None, progress: Progress) ->
             job=job,
             probe=lambda: task.loss(model),
             average=True,
+            **(options or {}),
         ) as ahead:
             _loop(run, task, model, optimizer, schedule, lambda: ahead.stats().probe_evaluations, progress)
             run.stats = ahead.stats()

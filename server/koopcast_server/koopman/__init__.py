@@ -33,7 +33,7 @@ from koopcast_server.koopman.settings import (
 from koopcast_server.koopman.streamed import Streamed
 from koopcast_server.koopman.summary import Totals, totals
 from koopcast_server.koopman.trajectory import Products, Vectors, joined_products
-from koopcast_server.koopman.trust import TrustedHorizon, mask_displacement_
+from koopcast_server.koopman.trust import TrustedHorizon
 
 __all__ = [
     "Debias",
@@ -54,7 +54,6 @@ __all__ = [
     "Vectors",
     "joined",
     "joined_products",
-    "mask_displacement_",
     "predict",
     "report",
     "resampling",

@@ -76,16 +76,18 @@ def gavish_donoho_rank(squared: Tensor, rows: Tensor, columns: int) -> Tensor:
 
     Args:
         squared: (B, q) squared singular values, falling.
-        rows: (B,) float64, rows of the matrices; fewer than columns in all of them, or in none.
+        rows: (B,) float64, rows of the matrices.
         columns: of the matrices.
     """
     beta = rows.clamp(max=columns) / rows.clamp(min=columns)
-    short = min(columns, int(rows.amin()))
     omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
-    singular = squared[:, :short].sqrt()  # coordinates may have an axis more than the matrix has rows: zeros
-    missing = max(0, short - singular.shape[-1])
-    everything = torch.cat([singular, singular.new_zeros((len(singular), missing))], dim=-1)
-    median = everything.quantile(0.5, dim=-1)
+    # Coordinates may have an axis more than the matrix has rows, zeros; or fewer than it has singular values, zeros too.
+    count = rows.clamp(max=columns).long()[:, None]
+    places = torch.arange(squared.shape[-1], device=squared.device)
+    singular = torch.where(places < count, squared, 0.0).sqrt()
+    middle = torch.cat([(count - 1) // 2, count // 2], dim=-1)
+    padded = torch.cat([singular, singular.new_zeros((len(singular), 1))], dim=-1)
+    median = padded.gather(-1, middle.clamp(max=singular.shape[-1])).mean(dim=-1)
     return (singular > (omega * median)[:, None]).sum(dim=-1).clamp(min=1)
 
 

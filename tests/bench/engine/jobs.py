@@ -10,7 +10,8 @@ from torch import Tensor
 from koopcast.operator import Operator
 from koopcast.window import Window
 from koopcast.wire import Layout, TensorSpec
-from koopcast_server.held_window import Answer, HeldWindow, Question
+from koopcast_server.answering import Answer, Question
+from koopcast_server.held_window import HeldWindow
 from koopcast_server.window_shape import JobShape
 
 __all__ = ["AHEAD", "RANK", "Job", "Motion", "matrix_of", "one_block"]

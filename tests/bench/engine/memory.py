@@ -13,7 +13,7 @@ import torch
 from engine.jobs import RANK, Job, matrix_of, one_block
 from engine.measuring import apart, table
 from koopcast.operator import Observable, Operator, Partition
-from koopcast_server.held_window import Answer
+from koopcast_server.answering import Answer
 
 __all__ = ["Case", "measure"]
 

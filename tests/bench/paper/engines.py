@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 import koopcast
 from koopcast import wire
 from koopcast.operator import MAX_SEGMENT_BLOCK, MAX_WINDOW
-from koopcast_server.held_window import HeldWindow, Question
+from koopcast_server.answering import Question
+from koopcast_server.held_window import HeldWindow
 from koopcast_server.window_shape import JobShape
 from paper.networks import Layout
 from paper.predictors import Answer, Predictor, Snapshots

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 import time
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,36 +12,12 @@ from torch import nn
 
 import koopcast
 from services import RunningService
-from trainers import NoisyNet, bits, loss_of, smooth_net, steps, train
+from trainers import LinearTraining, NoisyNet, bits, loss_of, settled, smooth_net, steps, train, weights
 
 WINDOW = 4
 EVERY = 5
 SMALL = koopcast.Operator(window=WINDOW, rank=2)
 PATIENT = 10.0
-
-
-def weights(model: nn.Module) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
-
-class LinearTraining:
-    """Weights that approach a goal at a rate of their own, whatever the gradient: an exactly predictable trainer."""
-
-    def __init__(self, rate: float = 0.98) -> None:
-        torch.manual_seed(1)
-        self.model = nn.Linear(30, 20).double()
-        self.goal = weights(self.model) + torch.randn(620, dtype=torch.float64)
-        self.rate = rate
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0 - rate)
-
-    def distance(self) -> torch.Tensor:
-        return 0.5 * (self._flat() - self.goal).square().sum()
-
-    def train(self, count: int) -> Iterator[int]:
-        yield from steps(self.model, self.optimizer, count, lambda _: self.distance())
-
-    def _flat(self) -> torch.Tensor:
-        return torch.cat([parameter.flatten() for parameter in self.model.parameters()])
 
 
 @pytest.mark.parametrize("lag", [0, 3])
@@ -118,15 +93,6 @@ def test_counters_agree_with_the_service(service: RunningService, job_name: str)
     assert stats.snapshots_dropped == stats.service_errors == 0
     with koopcast.connect(service.target) as client, pytest.raises(koopcast.NotFound):
         client.job_status(job_name)  # closed with the context
-
-
-def settled(ahead: koopcast.Ahead, snapshots: int) -> koopcast.hook.Stats:
-    """The counts, once the background thread has pushed so many snapshots."""
-    deadline = time.monotonic() + 10
-    while ahead.stats().snapshots_pushed < snapshots and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.1)  # an outcome may be on its way
-    return ahead.stats()
 
 
 def test_jump_steps_are_fixed_in_advance(service: RunningService) -> None:

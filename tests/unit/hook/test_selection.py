@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import koopcast
-from koopcast.hook.selection import Averager, BufferPool, Selection, WeightsChangedError
+from koopcast.hook.buffers import BufferPool
+from koopcast.hook.selection import Averager, Selection, WeightsChangedError
 from trainers import NoisyNet, smooth_net
 
 

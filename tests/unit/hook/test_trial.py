@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from koopcast.hook.displacements import HeldDisplacements
+from koopcast.hook.memory import Arena
 from koopcast.hook.stats import Counters
 from koopcast.hook.trial import Evaluator, OnJump, Probe, Trial
 from trainers import NoisyNet, bits, displacement_of, loss_of, prediction, random_numbers, seed_all, train
@@ -28,9 +30,12 @@ class Run:
         self.model.norm.eval()  # a mode that is not the root's
         self.model.first.bias.grad = None
 
-    def trial(self, probe: Probe | None = None, on_jump: OnJump | None = None) -> Trial:
+    def trial(
+        self, probe: Probe | None = None, on_jump: OnJump | None = None, arena: Arena | None = None
+    ) -> Trial:
         parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        return Trial(Evaluator(self.model, probe, on_jump, Counters()), self.optimizer, parameters)
+        evaluator = Evaluator(self.model, probe, on_jump, Counters())
+        return Trial(evaluator, self.optimizer, parameters, HeldDisplacements(), arena)
 
     def state(self) -> list[Any]:
         """All that must not change, random states last."""
@@ -231,7 +236,8 @@ def test_half_precision_is_summed_in_full_and_rounded_once() -> None:
     delta = np.array(
         [0.0040], np.float32
     )  # over half of the last digit of 1 (2**-7), as bfloat16 just as well
-    trial = Trial(Evaluator(model, None, None, Counters()), optimizer, dict(model.named_parameters()))
+    evaluator = Evaluator(model, None, None, Counters())
+    trial = Trial(evaluator, optimizer, dict(model.named_parameters()), HeldDisplacements())
     assert trial.keep(prediction({"weight": delta}))
     assert model.weight.item() == 1.0078125
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from koopcast.hook.memory import weights_of
 from koopcast.hook.schedule import JumpSchedule
 from koopcast.hook.watch import Departure, went_wrong
 from trainers import loss_of, smooth_net
@@ -67,7 +68,7 @@ def test_departure_puts_state_back_but_not_settings() -> None:
     step()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     moments = [state["exp_avg"].clone() for state in optimizer.state.values()]
-    departure = Departure(model, optimizer)
+    departure = Departure(weights_of(model), optimizer)
     for group in optimizer.param_groups:
         group["lr"] = 0.05
     step()
@@ -81,7 +82,7 @@ def test_departure_puts_state_back_but_not_settings() -> None:
 def test_departure_forgets_state_that_came_later() -> None:
     model = smooth_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    departure = Departure(model, optimizer)
+    departure = Departure(weights_of(model), optimizer)
     loss_of(model).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     optimizer.step()
     departure.restore()

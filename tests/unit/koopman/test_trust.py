@@ -7,12 +7,8 @@ import math
 import pytest
 import torch
 
-from koopcast_server.koopman.trust import (
-    TrustedHorizon,
-    bound_displacement,
-    mask_displacement,
-    mask_displacement_,
-)
+from koopcast.window.mask import mask_displacement, mask_displacement_
+from koopcast_server.koopman.trust import TrustedHorizon, bound_displacement
 
 INF, NAN = math.inf, math.nan
 

@@ -1,0 +1,108 @@
+"""The record of a run as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from recording import nice_seconds, spread, table
+from transfer.contenders import FLIGHT_MISSING
+from transfer.measure import YARDSTICK
+
+__all__ = ["markdown"]
+
+_NAMES: Final = {"tcp": "TCP", "tls": "TLS", "unix": "Unix socket"}
+_FLIGHT: Final = "PyArrow Flight"
+_LEAST_SPLIT: Final = 16 << 20
+"""Below it an answer's parts take less than they vary by."""
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """All tables."""
+    parts = [f"Measured on {record['machine']}."]
+    for direction in ("push", "answer", "answer without combination") if record["bulk"] else ():
+        parts += [f"### {_TITLES[direction]}", _bulk(record["bulk"], direction)]
+    if record.get("sustained"):
+        parts += ["### Pushes back to back, with Gram rows", _sustained(record["sustained"])]
+    if record.get("small"):
+        parts += ["### Latency of small pushes", _small(record["small"])]
+    return "\n\n".join(parts)
+
+
+_TITLES: Final = {
+    "push": "Push: client's array to accepted in the ring",
+    "answer": "Answer: from the question to arrays",
+    "answer without combination": "Answer without the combination: from the first bytes to arrays",
+}
+
+
+def _bulk(measured: Sequence[Mapping[str, Any]], direction: str) -> str:
+    rows = []
+    for case in measured:
+        seconds = case["seconds"][direction]
+        yardstick = case["seconds"]["answer" if direction.startswith("answer") else "push"]
+        reference = np.array(yardstick[YARDSTICK])
+        own = yardstick.get("raw socket")
+        for name, values in seconds.items():
+            if direction.startswith("answer without") and case["bytes"] < _LEAST_SPLIT:
+                continue
+            rates = [case["bytes"] / 1e9 / value for value in values]
+            cpu = case["sender's CPU seconds"].get(name) if direction == "push" else None
+            rows.append(
+                [
+                    _size(case["bytes"]),
+                    _NAMES[case["transport"]],
+                    name if name != "raw socket" else f"raw {_NAMES[case['transport']]}",
+                    spread(rates),
+                    _share(reference, values),
+                    _share(np.array(own), values) if own else "",
+                    f"{np.median(cpu) / case['bytes'] * 1e9:.2f}" if cpu else "",
+                ]
+            )
+        if _FLIGHT not in yardstick and not direction.startswith("answer without"):
+            rows.append(
+                [_size(case["bytes"]), _NAMES[case["transport"]], _FLIGHT, FLIGHT_MISSING, "", "", ""]
+            )
+    head = ["bytes", "transport", "", "GB/s", "of raw TCP", "of the raw transport", "sender's CPU s/GB"]
+    if direction != "push":
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    return table(head, rows)
+
+
+def _share(reference: Any, values: Sequence[float]) -> str:
+    """Median of the ratios, round by round."""
+    return f"{100 * float(np.median(reference / np.array(values))):.0f} %"
+
+
+def _sustained(measured: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for case in measured:
+        reference = np.array(case["seconds"][YARDSTICK])
+        for name, values in case["seconds"].items():
+            rates = [case["bytes"] / 1e9 / value for value in values]
+            rows.append([_size(case["bytes"]), name, spread(rates), _share(reference, values)])
+    return table(["bytes", "", "GB/s", "of raw TCP"], rows)
+
+
+def _small(measured: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            _size(case["bytes"]),
+            _NAMES[case["transport"]],
+            name if name != "raw socket" else f"raw {_NAMES[case['transport']]}",
+            nice_seconds(found["p50"]),
+            nice_seconds(found["p99"]),
+        ]
+        for case in measured
+        for name, found in case["seconds"].items()
+    ]
+    return table(["bytes", "transport", "", "p50", "p99"], rows)
+
+
+def _size(nbytes: int) -> str:
+    for unit, width in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if nbytes >= 1 << width:
+            return f"{nbytes / (1 << width):g} {unit}"
+    return f"{nbytes} B"

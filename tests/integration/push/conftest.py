@@ -1,0 +1,24 @@
+"""A service, a proxy before it, and a client that knows only the proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import koopcast
+from proxy import Proxy, proxied
+from services import RunningService
+
+
+@pytest.fixture
+def proxy(service: RunningService) -> Iterator[Proxy]:
+    with proxied(service.target) as made:
+        yield made
+
+
+@pytest.fixture
+def far(proxy: Proxy) -> Iterator[koopcast.Client]:
+    """A client that reaches the module's service through the proxy."""
+    with koopcast.connect(proxy.target) as connected:
+        yield connected

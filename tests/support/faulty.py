@@ -1,0 +1,140 @@
+"""What tests of faults have in common: a window to push, a trainer whose jumps are all refused, what must hold after."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import torch
+
+import koopcast
+from koopcast.hook.stats import Stats
+from trainers import bits, seed_all, smooth_net, steps
+
+SMALL = koopcast.Operator(window=4, rank=2)
+PATIENCE_SECONDS = 30.0
+R = TypeVar("R")
+Floats = npt.NDArray[np.floating[Any]]
+
+
+def weights(step: int, elements: int = 1000) -> dict[str, Floats]:
+    """A trajectory that decays towards zero, different at every step."""
+    ramp = np.linspace(1.0, 2.0, elements, dtype=np.float32)
+    return {"w": ramp * np.float32(0.9**step), "b": np.full(3, 0.5**step, np.float32)}
+
+
+def fill(job: koopcast.Job, first: int, elements: int = 1000) -> koopcast.Prediction:
+    """Push a window in a new segment and ask for a prediction."""
+    job.start_segment()
+    for step in range(first, first + SMALL.window):  # type: ignore[operator]  # a number here
+        assert job.push(step, weights(step, elements)).outcome == "accepted"
+    return job.predict_ahead(5.0)
+
+
+def assert_serves(target: str, name: str, elements: int = 1000) -> None:
+    """The service answers a new job as it should: the trajectory goes on."""
+    with (
+        koopcast.connect(target, timeout_seconds=10.0) as client,
+        client.open_job(name, weights(0, elements), stride=1, operator=SMALL) as job,
+    ):
+        told = fill(job, 0, elements)
+        expected = weights(8, elements)
+        for key, value in told.weights.items():
+            np.testing.assert_allclose(value, expected[key], rtol=1e-2, atol=1e-3)
+
+
+def wait_until(true: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
+    """Fail where something does not come true."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.01)
+
+
+def persistently(call: Callable[[], R], seconds: float = PATIENCE_SECONDS) -> R:
+    """What a call returns once the service can be reached."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except (koopcast.Unavailable, koopcast.DeadlineExceeded):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+class HookedRun:
+    """Training with a hook whose probe refuses every jump, to be compared with training without one.
+
+    Attributes:
+        ahead: the hook.
+        model: trained by it.
+    """
+
+    def __init__(self, target: str, job: str, *, every: int = 2, wait_seconds: float = 0.2, **more: Any) -> None:
+        """Attach."""
+        seed_all()
+        self.model = smooth_net()
+        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        self.every = every
+        self._wait_seconds = wait_seconds
+        self.attempts = 0
+        self.ahead = koopcast.attach(
+            self.model, self._optimizer, target, job=job, operator=SMALL, every=every, wait_seconds=wait_seconds,
+            probe=lambda: 1.0, **more,
+        )  # fmt: skip
+
+    @property
+    def stats(self) -> Stats:
+        """What the hook did so far."""
+        return self.ahead.stats()
+
+    def train(self, count: int) -> None:
+        """Train on."""
+        for _ in steps(self.model, self._optimizer, count):
+            pass
+
+    def train_until(self, true: Callable[[Stats], object], seconds: float = PATIENCE_SECONDS) -> None:
+        """Train on until the counters say so."""
+
+        def trained() -> object:
+            self.train(1)
+            return true(self.stats)
+
+        wait_until(trained, seconds)
+
+    def assert_unharmed(self) -> Stats:
+        """After `close`: weights as plain training leaves them, counters that add up, waiting within its bounds."""
+        stats = self.stats
+        seed_all()
+        model = smooth_net()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for _ in steps(model, optimizer, stats.steps):
+            pass
+        assert bits(self.model, self._optimizer) == bits(model, optimizer)
+        assert stats.snapshots_pushed + stats.snapshots_dropped == stats.steps // self.every
+        assert stats.jumps_accepted == 0
+        # An attempt comes at the earliest with every snapshot; each may wait `wait_seconds`, as the machine keeps time.
+        assert stats.seconds_blocked <= (self._wait_seconds + 0.1) * (stats.steps / self.every)
+        return stats
+
+
+@contextlib.contextmanager
+def nothing_left() -> Iterator[None]:
+    """After the block, no thread and no process is there that was not there before."""
+    threads, children = set(threading.enumerate()), set(psutil.Process().children(recursive=True))
+    yield
+    deadline = time.monotonic() + 10.0
+    while True:
+        left = [thread.name for thread in threading.enumerate() if thread not in threads]
+        born = [child for child in psutil.Process().children(recursive=True) if child not in children]
+        if not (left or born):
+            return
+        assert time.monotonic() < deadline, f"left behind: {left}, {born}"
+        time.sleep(0.02)

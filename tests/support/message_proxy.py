@@ -1,0 +1,301 @@
+"""A TCP proxy between a client and a service that knows where gRPC's messages end, and can lose its temper anywhere.
+
+::
+
+    client <── down ──┐ Proxy ┌── up ──> service
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Final, Literal
+
+Direction = Literal["up", "down"]
+
+_PREFACE: Final = 24  # bytes that an HTTP/2 client begins with
+_FRAME_HEADER: Final = 9
+_DATA: Final = 0  # type of the frames that carry messages
+_PADDED: Final = 8
+_MESSAGE_HEADER: Final = 5  # compressed or not, and how long
+_READ_BYTES: Final = 64 << 10
+
+
+class MessageEnds:
+    """Finds the ends of gRPC messages in one direction of an HTTP/2 connection. Streams may interleave."""
+
+    def __init__(self, direction: Direction) -> None:
+        """At the beginning of a connection."""
+        self._waiting = bytearray()
+        self._seen = 0  # bytes of the connection before those waiting
+        self._skip = _PREFACE if direction == "up" else 0
+        self._frame = 0  # bytes that are still missing of the present frame
+        self._stream: int | None = None  # whose data it carries; None: it carries none
+        self._headers: dict[int, bytearray] = {}
+        self._missing: dict[int, int] = {}
+
+    def feed(self, data: bytes) -> list[int]:
+        """Ends of the messages that these bytes complete, as numbers of bytes of `data`."""
+        before = self._seen + len(self._waiting)
+        self._waiting += data
+        return [end - before for end in self._ends()]
+
+    def _ends(self) -> Iterator[int]:
+        while self._waiting:
+            if self._skip:
+                self._take(min(self._skip, len(self._waiting)), skipping=True)
+            elif not self._frame:
+                if len(self._waiting) < _FRAME_HEADER:
+                    return
+                header = self._take(_FRAME_HEADER)
+                self._frame = int.from_bytes(header[:3], "big")
+                is_data = header[3] == _DATA and not header[4] & _PADDED
+                self._stream = int.from_bytes(header[5:], "big") if is_data else None
+            elif self._stream is None:
+                self._frame -= len(self._take(min(self._frame, len(self._waiting))))
+            else:
+                yield from self._message(self._stream)
+
+    def _message(self, stream: int) -> Iterator[int]:
+        """Goes on in the message of a stream, at most to its end."""
+        header = self._headers.setdefault(stream, bytearray())
+        wanted = _MESSAGE_HEADER - len(header) or self._missing[stream]
+        taken = self._take(min(wanted, self._frame, len(self._waiting)))
+        self._frame -= len(taken)
+        if len(header) < _MESSAGE_HEADER:
+            header += taken
+            if len(header) < _MESSAGE_HEADER:
+                return
+            self._missing[stream] = int.from_bytes(header[1:], "big")
+        else:
+            self._missing[stream] -= len(taken)
+        if not self._missing[stream]:
+            header.clear()
+            yield self._seen
+
+    def _take(self, count: int, *, skipping: bool = False) -> bytes:
+        taken = bytes(self._waiting[:count])
+        del self._waiting[:count]
+        self._seen += count
+        if skipping:
+            self._skip -= count
+        return taken
+
+
+class _Trigger:
+    """Something that is to happen once, after so many messages or bytes in one direction."""
+
+    def __init__(
+        self,
+        direction: Direction,
+        unit: Literal["messages", "bytes"],
+        count: int,
+        act: Callable[[], None],
+        *,
+        losing: bool,
+    ) -> None:
+        self.direction = direction
+        self.unit = unit
+        self.left = count
+        self.act = act
+        self.losing = losing
+
+    def reached(self, size: int, ends: list[int]) -> int | None:
+        """How many of `size` bytes still pass before it happens; None where all do."""
+        if self.unit == "bytes":
+            passing, self.left = min(self.left, size), self.left - size
+            return passing if self.left < 0 else None
+        missing, self.left = self.left, self.left - len(ends)
+        if self.left > 0:
+            return None
+        return ([0, *ends])[missing - 1 if self.losing else missing]
+
+
+class Proxy:
+    """Forwards to `target`, until told otherwise. All settings may change while it runs.
+
+    Attributes:
+        address: where it listens.
+        target: ``host:port`` of the service, for connections to come.
+        bytes_per_second: of each connection and direction; None: as fast as it goes.
+        connections: made so far.
+        messages: forwarded so far, by direction.
+        cuts: connections that a cut has ended.
+    """
+
+    def __init__(self, target: str) -> None:
+        """Listen; `close` it."""
+        self.target = target
+        self.bytes_per_second: float | None = None
+        self.connections = 0
+        self.messages: dict[Direction, int] = {"up": 0, "down": 0}
+        self.cuts = 0
+        self._lock = threading.Lock()
+        self._trigger: _Trigger | None = None
+        self._holed = False
+        self._open: set[_Connection] = set()
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._start(self._accept)
+
+    def after_messages(
+        self, direction: Direction, count: int, act: Callable[[], None], *, losing: bool = False
+    ) -> None:
+        """When the next `count` messages have been forwarded, call `act` on another thread, and end their connection.
+
+        Args:
+            direction: which messages count.
+            count: at least 1.
+            act: what to do.
+            losing: the last of these messages does not arrive.
+        """
+        with self._lock:
+            self._trigger = _Trigger(direction, "messages", count, act, losing=losing)
+
+    def cut_after_bytes(self, direction: Direction, count: int) -> None:
+        """Cut the connection in which the next `count` bytes are full, the bytes that follow being lost."""
+        with self._lock:
+            self._trigger = _Trigger(direction, "bytes", count, self.cut, losing=True)
+
+    def disarm(self) -> bool:
+        """Forget what was to happen; whether it had not happened yet."""
+        with self._lock:
+            trigger, self._trigger = self._trigger, None
+            return trigger is not None
+
+    def cut(self) -> None:
+        """End all connections, at once: both sides get a reset."""
+        with self._lock:
+            connections = list(self._open)
+            self.cuts += len(connections)
+        for connection in connections:
+            connection.end()
+
+    def open_hole(self) -> None:
+        """From now on bytes vanish, without a word to either side. Those connections never come back to life."""
+        with self._lock:
+            self._holed = True
+            for connection in self._open:
+                connection.holed = True
+
+    def close_hole(self) -> None:
+        """Connections made from now on work again."""
+        self._holed = False
+
+    def close(self) -> None:
+        """End everything."""
+        self.disarm()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+        for thread in self._threads:
+            thread.join(10)
+
+    def _start(self, work: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, name="proxy", daemon=True)
+        self._threads = [old for old in self._threads if old.is_alive()]
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        for _ in itertools.count():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                host, _, port = self.target.rpartition(":")
+                service = socket.create_connection((host, int(port)), timeout=5)
+            except OSError:
+                _reset(client)
+                continue
+            service.settimeout(None)
+            for one in (client, service):
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as gRPC does at its ends
+            connection = _Connection(client, service)
+            with self._lock:
+                self.connections += 1
+                connection.holed = self._holed
+                self._open.add(connection)
+            self._start(self._pump, connection, "up", client, service)
+            self._start(self._pump, connection, "down", service, client)
+
+    def _pump(
+        self, connection: _Connection, direction: Direction, source: socket.socket, sink: socket.socket
+    ) -> None:
+        ends = MessageEnds(direction)
+        try:
+            while data := source.recv(_READ_BYTES):
+                self._pass(connection, direction, data, ends.feed(data), sink)
+        except OSError:
+            pass
+        if connection.holed:  # the other side does not hear of it
+            return
+        connection.end()
+        with self._lock:
+            self._open.discard(connection)
+
+    def _pass(
+        self, connection: _Connection, direction: Direction, data: bytes, ends: list[int], sink: socket.socket
+    ) -> None:
+        if connection.holed:
+            return
+        rate = self.bytes_per_second
+        if rate is not None:
+            time.sleep(len(data) / rate)
+        with self._lock:
+            self.messages[direction] += len(ends)
+            trigger, passing = self._trigger, None
+            if trigger is not None and trigger.direction == direction:
+                passing = trigger.reached(len(data), ends)
+            if passing is not None:
+                self._trigger = None
+        if trigger is None or passing is None:
+            sink.sendall(data)
+            return
+        sink.sendall(data[:passing])
+        trigger.act()
+        connection.end()
+
+
+class _Connection:
+    """Two sockets.
+
+    Attributes:
+        holed: what comes in vanishes.
+    """
+
+    def __init__(self, client: socket.socket, service: socket.socket) -> None:
+        self.holed = False
+        self._sockets = (client, service)
+
+    def end(self) -> None:
+        """Reset both."""
+        for one in self._sockets:
+            _reset(one)
+
+
+def _reset(one: socket.socket) -> None:
+    """Ends a connection without good-bye."""
+    with contextlib.suppress(OSError):
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with contextlib.suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it
+    one.close()
+
+
+@contextlib.contextmanager
+def proxied(target: str) -> Iterator[Proxy]:
+    """A proxy for the length of the block."""
+    proxy = Proxy(target)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
