@@ -7,7 +7,7 @@ from typing import TypeVar, overload
 
 from koopcast.answers import AnswerReader, Message, Sources
 from koopcast.arguments import check_finite, check_horizons, check_operators, check_whole
-from koopcast.bulk import end_call, predict_ahead
+from koopcast.bulk import predict_ahead
 from koopcast.channel import Connection
 from koopcast.operator import Operator
 from koopcast.operator_messages import override_to_message
@@ -173,13 +173,14 @@ class AnswerCalls:
     def _request(
         self, report: prediction_pb2.PredictionReport, *, include_base: bool
     ) -> prediction_pb2.PredictAheadRequest:
-        """Asks for a prediction that was made."""
+        """Asks for the displacement of a prediction that was made, or for the snapshot that it was made from."""
         self._check_open()
         return prediction_pb2.PredictAheadRequest(
             job=self.name,
             lease_id=self._lease_id,
             prediction_id=report.prediction_id,
             include_base=include_base,
+            reports_only=include_base,
         )
 
     def _ask(
@@ -195,7 +196,7 @@ class AnswerCalls:
             try:
                 answered = read(reader, messages)
             finally:
-                end_call(messages)  # an answer that is not read to its end must not keep the service waiting
+                messages.cancel()  # an answer that is not read to its end must not keep the service waiting
                 self.bytes_received += reader.bytes_received
         self._touch()
         return answered

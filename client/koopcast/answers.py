@@ -59,12 +59,8 @@ class _Incoming:
         self._values[first : first + count] = widen(chunk.data, self._dtype)
         self._filled += count
 
-    @property
-    def is_whole(self) -> bool:
-        return self._filled == len(self._values)
-
     def values(self) -> npt.NDArray[np.floating[Any]]:
-        if not self.is_whole:
+        if self._filled != len(self._values):
             raise InternalError(
                 "the service ended an answer early", received=self._filled, expected=len(self._values)
             )
@@ -105,16 +101,16 @@ class AnswerReader:
         return [self._prediction(report, incoming, sources) for report, incoming in self._told]
 
     def read_base(self, messages: Iterable[Message]) -> Tensors:
-        """The base snapshot, which comes first; what follows is not read.
+        """The base snapshot alone.
 
         Raises:
             DataLoss, InternalError: as `read`.
         """
         for message in messages:
             self._take(message, bring=False)
-            if self._base is not None and self._base.is_whole:
-                return self._layout.split(self._base.values())
-        raise InternalError("the service sent no whole base snapshot", reason="NO_BASE")
+        if self._base is None:
+            raise InternalError("the service sent no base snapshot", reason="NO_BASE")
+        return self._layout.split(self._base.values())
 
     def _take(self, message: Message, *, bring: bool) -> None:
         if isinstance(message, Chunk):

@@ -26,11 +26,13 @@ STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.http2.max_frame_size", 16_777_215),  # the largest there is: chunks arrive in fewer pieces
-    (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),  # answers come without a detour over a thread
+    # Answers come without a detour over a thread.
+    (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
     # A connection that has died without a word is noticed within 20 s, whether or not a call is under way, so that
     # a service that can be reached again is found within 30. The service allows such pings every 5 s.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # of the pings that measure bandwidth, which keepalive waits for
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),

@@ -14,6 +14,7 @@ snapshot is pushed raw, and so is one after the service said that it does not ho
 
 from __future__ import annotations
 
+import bisect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,20 +22,18 @@ from typing import Final
 
 import numpy as np
 
-from koopcast.encoding import DifferenceCode, advance
+from koopcast.encoding import PIECE_ELEMENTS, DifferenceCode, advance
 from koopcast.errors import ArgumentValueError, FailedPrecondition
 from koopcast.messages import ENCODING_NUMBERS
 from koopcast.payload import Payload, RawPayload
 from koopcast.upload import PushResult, Upload
-from koopcast.wire import CHUNK_BYTES, ELEMENT_BYTES, Bytes, Floats, Layout, checksum, widen
+from koopcast.wire import CHUNK_BYTES, ELEMENT_BYTES, Floats, Layout, checksum, widen
 
 __all__ = ["DeltaPayload", "Differences", "FlatArrays", "Sent"]
 
 Send = Callable[[Payload, bytes | None], tuple[PushResult, Upload]]
 """Uploads a payload. The digest is that of other bytes that stand for the same snapshot, should the step be held."""
 
-_TAKEN_AT_ONCE: Final = 1 << 18
-"""Elements of a raw snapshot that are copied into the reference at a time."""
 _REMEMBERED: Final = 1024
 """Pushes whose bytes are remembered: as many as the longest window holds."""
 
@@ -51,17 +50,20 @@ class FlatArrays:
         """Read from `raw`."""
         self.layout = layout
         self.raw = raw
+        self._run_starts = [run.first_element for run in layout.runs]
 
     def read(self, first: int, last: int) -> Floats:
         """(last - first,) a copy of these elements, in the storage type."""
         out = np.empty(last - first, self.layout.storage_dtype)
-        for run in self.layout.runs:
-            start, stop = max(first, run.first_element), min(last, run.first_element + run.elements)
-            if start < stop:
-                width = ELEMENT_BYTES[run.dtype]
-                begin = run.first_byte + (start - run.first_element) * width
-                data = self.raw.read(begin, begin + (stop - start) * width)
-                out[start - first : stop - first] = widen(data, run.dtype)
+        start, number = first, bisect.bisect_right(self._run_starts, first) - 1
+        while start < last:
+            run = self.layout.runs[number]
+            stop = min(last, run.first_element + run.elements)
+            width = ELEMENT_BYTES[run.dtype]
+            begin = run.first_byte + (start - run.first_element) * width
+            data = self.raw.read(begin, begin + (stop - start) * width)
+            out[start - first : stop - first] = widen(data, run.dtype)
+            start, number = stop, number + 1
         return out
 
     def inspect(self) -> int:
@@ -124,26 +126,25 @@ class DeltaPayload:
 
     def read(self, start: int, stop: int) -> memoryview:
         """The bytes of one of the ranges."""
-        return self._encode(*self._elements(start, stop)).data
-
-    def land(self) -> None:
-        """Makes of the reference what the service has made of it, bit for bit."""
-        for start, stop in self.ranges(0):
-            first, last = self._elements(start, stop)
-            here = self._base[first:last]
-            advance(here, self._code.decode(self._encode(first, last)), here)
-
-    def _elements(self, start: int, stop: int) -> tuple[int, int]:
         elements = self._code.elements_of(start, stop)
         if elements is None:
             raise ValueError(f"no chunk holds the bytes {start}:{stop} of differences")
-        return elements
+        data = np.empty(stop - start, np.uint8)
+        for first, last in _pieces(*elements):
+            self._code.encode_piece(self._differences(first, last), first - elements[0], data)
+        return data.data
 
-    def _encode(self, first: int, last: int) -> Bytes:
+    def land(self) -> None:
+        """Makes of the reference what the service has made of it, bit for bit."""
+        for first, last in _pieces(0, len(self._base)):
+            here = self._base[first:last]
+            advance(here, self._code.decode(self._code.encode(self._differences(first, last))), here)
+
+    def _differences(self, first: int, last: int) -> Floats:
         values = self._arrays.read(first, last)
         with np.errstate(over="ignore", under="ignore"):
             np.subtract(values, self._base[first:last], out=values)
-        return self._code.encode(values)
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +251,11 @@ class Differences:
     def _take(self, arrays: FlatArrays) -> None:
         if self._base is None:
             self._base = np.empty(self._layout.elements, self._layout.storage_dtype)
-        for first in range(0, self._layout.elements, _TAKEN_AT_ONCE):
-            last = min(first + _TAKEN_AT_ONCE, self._layout.elements)
+        for first, last in _pieces(0, self._layout.elements):
             self._base[first:last] = arrays.read(first, last)
+
+
+def _pieces(first: int, last: int) -> Iterator[tuple[int, int]]:
+    """The elements [first, last) in ranges that fit into the cache, each of whole blocks if `first` begins one."""
+    for start in range(first, last, PIECE_ELEMENTS):
+        yield start, min(start + PIECE_ELEMENTS, last)

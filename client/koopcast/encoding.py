@@ -24,7 +24,15 @@ import numpy as np
 from koopcast.errors import ArgumentValueError
 from koopcast.wire import CHUNK_BYTES, ELEMENT_BYTES, Bytes, Floats, Layout, narrow, widen
 
-__all__ = ["BLOCK_ELEMENTS", "ENCODINGS", "DifferenceCode", "EncodingName", "advance", "check_encoding"]
+__all__ = [
+    "BLOCK_ELEMENTS",
+    "ENCODINGS",
+    "PIECE_ELEMENTS",
+    "DifferenceCode",
+    "EncodingName",
+    "advance",
+    "check_encoding",
+]
 
 EncodingName = Literal["raw", "delta", "delta-int8"]
 ENCODINGS: Final[tuple[EncodingName, ...]] = ("raw", "delta", "delta-int8")
@@ -35,6 +43,8 @@ BLOCK_ELEMENTS: Final = 256
 _SCALE_BYTES: Final = 4
 _BLOCK_BYTES: Final = BLOCK_ELEMENTS + _SCALE_BYTES
 _LARGEST_BYTE: Final = 127.0
+PIECE_ELEMENTS: Final = 128 * BLOCK_ELEMENTS
+"""Elements to encode at a time, so that what is in between stays in the cache."""
 
 _LARGEST: Final = {
     "float64": float(np.finfo(np.float64).max),
@@ -71,9 +81,7 @@ class DifferenceCode:
     @property
     def nbytes(self) -> int:
         """Bytes of a whole snapshot as encoded."""
-        if self.encoding == "delta":
-            return self.elements * ELEMENT_BYTES[self.wire_dtype]
-        return self.elements + _SCALE_BYTES * _blocks(self.elements)
+        return self.bytes_of(self.elements)
 
     @property
     def chunk_bytes(self) -> int:
@@ -110,16 +118,43 @@ class DifferenceCode:
         Returns:
             The bytes, (as many as `elements_of` turns back into k,) uint8.
         """
+        data = np.empty(self.bytes_of(len(differences)), np.uint8)
+        for first in range(0, len(differences), PIECE_ELEMENTS):
+            self.encode_piece(differences[first : first + PIECE_ELEMENTS], first, data)
+        return data
+
+    def bytes_of(self, elements: int) -> int:
+        """Bytes of so many elements from the beginning of a block on."""
+        if self.encoding == "delta":
+            return elements * ELEMENT_BYTES[self.wire_dtype]
+        return elements + _SCALE_BYTES * _blocks(elements)
+
+    def encode_piece(self, differences: Floats, first: int, data: Bytes) -> None:
+        """Writes a piece of a chunk's differences as bytes.
+
+        Args:
+            differences: (k,) in the storage type, whole blocks unless they are the last ones. May be infinite, but not
+                NaN.
+            first: elements of the chunk before them, whole blocks.
+            data: all bytes of the chunk, of which those of the piece are written.
+        """
         with np.errstate(over="ignore", under="ignore"):
             if self.encoding == "delta":
+                width = ELEMENT_BYTES[self.wire_dtype]
                 largest = min(_LARGEST[self.wire_dtype], _LARGEST[self.storage_dtype])
-                return narrow(np.clip(differences, -largest, largest), self.wire_dtype)
-            scales = self._scales(differences)
-            shares = _in_blocks(differences)
-            np.divide(shares, scales[:, None], out=shares, where=scales[:, None] > 0)
-            np.clip(np.rint(shares, out=shares), -_LARGEST_BYTE, _LARGEST_BYTE, out=shares)
-            signed = shares.astype(np.int8).reshape(-1)[: len(differences)]
-            return np.concatenate([scales.astype("<f4").view(np.uint8), signed.view(np.uint8)])
+                narrowed = narrow(np.clip(differences, -largest, largest), self.wire_dtype)
+                data[first * width : first * width + len(narrowed)] = narrowed
+                return
+            all_scales, all_signed = _parted(data)
+            blocks = _in_blocks(differences)
+            largest_of = np.abs(blocks).max(axis=1)
+            np.minimum(largest_of, min(_LARGEST["float32"], _LARGEST[self.storage_dtype]), out=largest_of)
+            scales = all_scales[first // BLOCK_ELEMENTS :][: len(blocks)]
+            scales[:] = largest_of / _LARGEST_BYTE
+            wide = scales.astype(self.storage_dtype)[:, None]
+            np.divide(blocks, np.where(wide > 0, wide, 1), out=blocks)
+            np.clip(np.rint(blocks, out=blocks), -_LARGEST_BYTE, _LARGEST_BYTE, out=blocks)
+            all_signed[first : first + len(differences)] = blocks.reshape(-1)[: len(differences)]
 
     def decode(self, data: bytes | memoryview | Bytes) -> Floats:
         """A chunk of bytes as differences (k,) in the storage type; infinite where they are too large for it.
@@ -133,11 +168,13 @@ class DifferenceCode:
                     self.storage_dtype, copy=False
                 )
             scales, signed = _parted(data)
-            values = np.zeros(len(scales) * BLOCK_ELEMENTS, self.storage_dtype)
-            values[: len(signed)] = signed
-            blocks = values.reshape(-1, BLOCK_ELEMENTS)
-            np.multiply(blocks, scales.astype(self.storage_dtype)[:, None], out=blocks)
-            return values[: len(signed)]
+            values: Floats = signed.astype(self.storage_dtype)
+            whole = len(values) // BLOCK_ELEMENTS
+            blocks = values[: whole * BLOCK_ELEMENTS].reshape(-1, BLOCK_ELEMENTS)
+            wide = scales.astype(self.storage_dtype)
+            np.multiply(blocks, wide[:whole, None], out=blocks)
+            values[whole * BLOCK_ELEMENTS :] *= wide[-1]
+            return values
 
     def first_non_finite(self, data: bytes | memoryview | Bytes) -> int | None:
         """Which element of a chunk, counted within it, comes from a number that is not finite; None: none does."""
@@ -146,16 +183,6 @@ class DifferenceCode:
             return None if finite.all() else int(np.argmin(finite))
         finite = np.isfinite(_parted(data)[0])
         return None if finite.all() else int(np.argmin(finite)) * BLOCK_ELEMENTS
-
-    def _scales(self, differences: Floats) -> Floats:
-        """(blocks,) float32, in the storage type: the largest |difference| of each block / 127."""
-        starts = np.arange(0, len(differences), BLOCK_ELEMENTS)
-        largest = np.maximum(
-            np.maximum.reduceat(differences, starts), -np.minimum.reduceat(differences, starts)
-        )
-        np.clip(largest, 0, min(_LARGEST["float32"], _LARGEST[self.storage_dtype]), out=largest)
-        scales: Floats = (largest / _LARGEST_BYTE).astype(np.float32).astype(self.storage_dtype)
-        return scales
 
 
 def advance(reference: Floats, differences: Floats, out: Floats) -> None:

@@ -11,25 +11,32 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final
 
-import crc32c as _crc32c
 import numpy as np
 import numpy.typing as npt
 
-from koopcast.errors import ArgumentTypeError, ArgumentValueError
+from koopcast.checksums import checksum, combine
+from koopcast.tensors import (
+    ELEMENT_BYTES,
+    Bytes,
+    TensorSpec,
+    check_tensors,
+    describe,
+    flat_bytes,
+    flat_view,
+)
 
 __all__ = [
     "ACK_BYTES",
     "CHUNK_BYTES",
     "ELEMENT_BYTES",
     "UNACKNOWLEDGED_BYTES",
+    "Bytes",
+    "Floats",
     "Layout",
     "Run",
     "TensorSpec",
@@ -50,10 +57,6 @@ ACK_BYTES: Final = 16 << 20
 UNACKNOWLEDGED_BYTES: Final = 64 << 20
 """The sender pauses when so many bytes are under way."""
 
-ELEMENT_BYTES: Final[Mapping[str, int]] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-"""Supported element types and their width in bytes."""
-
-Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.floating[Any]]
 
 _BITS: Final[Mapping[str, np.dtype[Any]]] = {
@@ -62,34 +65,6 @@ _BITS: Final[Mapping[str, np.dtype[Any]]] = {
     "bfloat16": np.dtype("<u2"),
     "float16": np.dtype("<f2"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """Element type and shape of one tensor, for jobs opened before the arrays exist.
-
-    Attributes:
-        dtype: ``"float64"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        shape: sizes of the dimensions, each at least 1; empty for a scalar.
-        node_of: for node partitions, name of the matrix whose units this vector's entries belong to, entry i to unit
-            i. Empty: found by name, see `koopcast.partition`.
-        node_axis: for node partitions, the axis of `shape` that counts the units of a matrix. None: 0.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    node_of: str = ""
-    node_axis: int | None = None
-
-    @property
-    def elements(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on the wire."""
-        return self.elements * ELEMENT_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,18 +124,8 @@ class Layout:
         return packed
 
     def check(self, arrays: Mapping[str, Any]) -> None:
-        """Compares names, types and shapes of some arrays with the specs.
-
-        Raises:
-            ArgumentValueError: a missing or extra tensor, another shape or type than in the spec.
-            ArgumentTypeError: something that is no array, or has no values.
-        """
-        _same_names(self.specs, arrays)
-        for name, spec in self.specs.items():
-            array = arrays[name]
-            if isinstance(array, TensorSpec):
-                raise ArgumentTypeError(f"tensor {name!r}: a spec holds no values to push", field=name)
-            _same_kind(name, spec, describe(name, array))
+        """Compares names, types and shapes of some arrays with the specs; raises as `check_tensors`."""
+        check_tensors(self.specs, arrays)
 
     def chunk_ranges(self, start: int = 0, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int]]:
         """Byte ranges [start, stop) of the chunks, in order; none crosses the end of a run.
@@ -206,90 +171,6 @@ class Layout:
         return flat
 
 
-def describe(name: str, array: Any) -> TensorSpec:
-    """Element type and shape of a NumPy array, a torch tensor or a TensorSpec, which keeps its units too.
-
-    Raises:
-        ArgumentTypeError: something that is no array.
-        ArgumentValueError: an element type that koopcast does not take, no elements, or an axis that is not there.
-    """
-    if not isinstance(name, str):
-        raise ArgumentTypeError(f"a tensor's name must be a string, not {name!r}", field="tensors")
-    if isinstance(array, TensorSpec):
-        spec = TensorSpec(array.dtype, tuple(array.shape), array.node_of, array.node_axis)
-        _check_units(name, spec)
-    elif hasattr(array, "dtype") and hasattr(array, "shape"):
-        dtype = getattr(array.dtype, "name", None) or str(array.dtype).removeprefix("torch.")
-        spec = TensorSpec(dtype, tuple(int(size) for size in array.shape))
-    else:
-        raise ArgumentTypeError(
-            f"tensor {name!r} must be a NumPy array, a torch tensor or a TensorSpec, not {type(array).__name__}",
-            field=name,
-        )
-    if spec.dtype not in ELEMENT_BYTES:
-        allowed = ", ".join(ELEMENT_BYTES)
-        raise ArgumentValueError(
-            f"tensor {name!r} has dtype {spec.dtype}; koopcast takes {allowed}", field=name, dtype=spec.dtype
-        )
-    if any(size < 0 for size in spec.shape):
-        raise ArgumentValueError(f"tensor {name!r} has a negative dimension: {spec.shape}", field=name)
-    if spec.elements == 0:
-        raise ArgumentValueError(f"tensor {name!r} of shape {spec.shape} has no elements", field=name)
-    return spec
-
-
-def flat_bytes(name: str, array: Any) -> Bytes:
-    """The bytes of an array or a torch tensor as they travel. A view where they lie so in memory, else a copy."""
-    view = flat_view(array)
-    if view is not None:
-        return view
-    torch: Any = sys.modules.get("torch")
-    dense = array.detach().cpu().contiguous() if _is_torch(array, torch) else np.ascontiguousarray(array)
-    if isinstance(dense, np.ndarray) and dense.dtype.name != "bfloat16":
-        dense = dense.astype(dense.dtype.newbyteorder("<"), copy=False)
-    view = flat_view(dense)
-    if view is None:
-        raise ArgumentTypeError(f"tensor {name!r} cannot be read as an array", field=name)
-    return view
-
-
-def flat_view(array: Any) -> Bytes | None:
-    """The memory of a dense little-endian array, or torch tensor on the CPU, as bytes; None of any other."""
-    torch: Any = sys.modules.get("torch")
-    if _is_torch(array, torch):
-        if array.device.type != "cpu" or not array.is_contiguous():
-            return None
-        bits: npt.NDArray[Any] = array.detach().reshape(-1).view(torch.uint8).numpy()
-        return bits
-    if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
-        return None
-    order = array.dtype.byteorder
-    is_big = order == ">" or (order == "=" and sys.byteorder == "big")
-    return None if is_big else array.reshape(-1).view(np.uint8)
-
-
-def _is_torch(array: Any, torch: Any) -> bool:
-    return torch is not None and isinstance(array, torch.Tensor)
-
-
-def checksum(data: Any, previous: int = 0) -> int:
-    """crc32c of a buffer, continued from `previous`."""
-    return int(_crc32c.crc32c(data, previous))
-
-
-def combine(crc32c: int, following: int, following_bytes: int) -> int:
-    """crc32c of two stretches of bytes one after the other, from the checksums of each.
-
-    A checksum is a polynomial over GF(2); the bytes that follow multiply it by a power of x (as zlib's crc32_combine).
-
-    Args:
-        crc32c: of the first stretch.
-        following: of the second one.
-        following_bytes: length of the second one.
-    """
-    return _times(_shift(following_bytes), crc32c) ^ following
-
-
 def storage_dtype(dtypes: Sequence[str]) -> str:
     """The type snapshots are kept in: float64 where any tensor is, float32 otherwise (half precision widens)."""
     return "float64" if "float64" in dtypes else "float32"
@@ -307,37 +188,18 @@ def widen(data: bytes | memoryview | Bytes, dtype: str) -> Floats:
 def narrow(values: Floats, dtype: str) -> Bytes:
     """A float array as bytes of `dtype`; bfloat16 is rounded to nearest, ties to even. Non-finite stays so."""
     if dtype == "bfloat16":
-        wide = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        rounded = wide + (((wide >> 16) & 1) + 0x7FFF)
-        rounded = np.where(np.isfinite(values), rounded, wide)
-        return (rounded >> 16).astype("<u2").view(np.uint8)
+        single = np.ascontiguousarray(values, np.float32)
+        wide = single.view(np.uint32)
+        rounded = wide >> 16
+        rounded &= 1
+        rounded += 0x7FFF
+        rounded += wide  # infinity has no bits there that could carry
+        rounded >>= 16
+        missing = np.isnan(single)
+        if missing.any():
+            rounded[missing] = wide[missing] >> 16 | 0x40
+        return rounded.astype("<u2").view(np.uint8)
     return np.ascontiguousarray(values, _BITS[dtype]).view(np.uint8)
-
-
-_POLYNOMIAL: Final = 0x82F63B78
-"""Of crc32c, the lowest power in the highest bit."""
-
-
-def _times(one: int, other: int) -> int:
-    """The product of two polynomials, modulo that of crc32c."""
-    product = 0
-    for bit in range(31, -1, -1):
-        if one >> bit & 1:
-            product ^= other
-        other = other >> 1 ^ (_POLYNOMIAL if other & 1 else 0)
-    return product
-
-
-@lru_cache(maxsize=64)
-def _shift(byte_count: int) -> int:
-    """The power of x that so many bytes are: nearly all chunks have one length."""
-    power, square = 1 << 31, 1 << 23  # 1, and x to the 8th
-    while byte_count:
-        if byte_count & 1:
-            power = _times(square, power)
-        square = _times(square, square)
-        byte_count >>= 1
-    return power
 
 
 def _runs(specs: Any, bounds: Sequence[int]) -> Iterator[Run]:
@@ -353,48 +215,3 @@ def _runs(specs: Any, bounds: Sequence[int]) -> Iterator[Run]:
         current = Run(spec.dtype, current.end_byte if current else 0, first_element, spec.elements)
     if current is not None:
         yield current
-
-
-def _check_units(name: str, spec: TensorSpec) -> None:
-    if not isinstance(spec.node_of, str):
-        raise ArgumentTypeError(f"tensor {name!r}: node_of must be a name, not {spec.node_of!r}", field=name)
-    axis = spec.node_axis
-    if axis is None:
-        return
-    if isinstance(axis, bool) or not isinstance(axis, int):
-        raise ArgumentTypeError(f"tensor {name!r}: node_axis must be an axis, not {axis!r}", field=name)
-    if not 0 <= axis < len(spec.shape):
-        raise ArgumentValueError(
-            f"tensor {name!r} of shape {spec.shape} has no axis {axis} (node_axis)", field=name
-        )
-
-
-def _same_names(specs: Mapping[str, TensorSpec], arrays: Mapping[str, Any]) -> None:
-    missing = [name for name in specs if name not in arrays]
-    extra = [name for name in arrays if name not in specs]
-    if missing or extra:
-        parts = [f"missing {', '.join(map(repr, missing[:5]))}"] if missing else []
-        parts += [f"not in the job {', '.join(map(repr, extra[:5]))}"] if extra else []
-        raise ArgumentValueError(
-            f"the snapshot's tensors are not the job's: {'; '.join(parts)}",
-            field=(missing or extra)[0],
-            missing=len(missing),
-            extra=len(extra),
-        )
-
-
-def _same_kind(name: str, spec: TensorSpec, given: TensorSpec) -> None:
-    if given.shape != spec.shape:
-        raise ArgumentValueError(
-            f"tensor {name!r} has shape {given.shape}; the job was opened with {spec.shape}",
-            field=name,
-            given=given.shape,
-            expected=spec.shape,
-        )
-    if given.dtype != spec.dtype:
-        raise ArgumentValueError(
-            f"tensor {name!r} has dtype {given.dtype}; the job was opened with {spec.dtype}",
-            field=name,
-            given=given.dtype,
-            expected=spec.dtype,
-        )

@@ -208,7 +208,7 @@ def asks_for_one(request: prediction_pb2.PredictAheadRequest) -> bool:
     """
     if not request.prediction_id:
         return False
-    new = ("horizons", "operators", "clock_intervals", "from_step", "from_clock", "reports_only")
+    new = ("horizons", "operators", "clock_intervals", "from_step", "from_clock")
     given = [descriptor.name for descriptor, _ in request.ListFields() if descriptor.name in new]
     if given:
         raise InvalidArgument(

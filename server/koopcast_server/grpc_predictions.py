@@ -125,20 +125,22 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
     async def _kept_answer(
         self, request: prediction_pb2.PredictAheadRequest, job: Job
     ) -> AsyncGenerator[_Response]:
-        """Sends the displacement of one prediction of the last answers."""
+        """Sends what is asked for of one prediction of the last answers."""
         wire_dtype = dtype_name(request.wire_dtype, "wire_dtype") or job.spec.wire_dtype
         window = job.ring
         async with self._held_still(job) as ring:
             kept = job.kept_answers[bool(request.lease_id)].find(request.prediction_id, job.version)
-            answer = kept.answer
-            if answer is None:
-                ((answer,),) = await self._jobs.engine.run(window.solve, [kept.operator], kept.question)
-            arrays = await self._base(request, job)
+            arrays, flat = await self._base(request, job), None
+            if not request.reports_only:
+                answer = kept.answer
+                if answer is None:
+                    ((answer,),) = await self._jobs.engine.run(window.solve, [kept.operator], kept.question)
+                flat = await self._displacement(job, answer)
             report = prediction_pb2.PredictionReport()
             report.CopyFrom(kept.report)
             report.dtype = DTYPE_NUMBERS[wire_dtype]
-            report.total_bytes = job.layout.elements * ELEMENT_BYTES[wire_dtype] if answer.moved else 0
-            arrays.append(_Array(_Message(report=report), await self._displacement(job, answer), wire_dtype))
+            report.total_bytes = 0 if flat is None else job.layout.elements * ELEMENT_BYTES[wire_dtype]
+            arrays.append(_Array(_Message(report=report), flat, wire_dtype))
             await ring.aclose()
             async with contextlib.aclosing(self._sent(arrays, job)) as messages:
                 async for message in messages:
@@ -166,7 +168,8 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
         for field in ("include_base", "reports_only", "prediction_id"):
             if getattr(request, field):
                 raise InvalidArgument(
-                    f"the service has no snapshots of this job: {field} is not for coefficients_only", field=field
+                    f"the service has no snapshots of this job: {field} is not for coefficients_only",
+                    field=field,
                 )
         async with job.device_lock:
             if job.closed:
@@ -181,7 +184,9 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
                 response.report.total_bytes = 0
                 if answer.moved:
                     found = await self._jobs.engine.run(grams.coefficients, answer)
-                    response.report.coefficients.CopyFrom(coefficients_to_message(*found, answer.horizon_strides))
+                    response.report.coefficients.CopyFrom(
+                        coefficients_to_message(*found, answer.horizon_strides)
+                    )
                 job.counters.bytes_sent += response.ByteSize()
                 self._metrics.sent_bytes.inc(response.ByteSize())
                 responses.append(response)

@@ -249,7 +249,11 @@ class Jobs:
             )
         if job.lease.held and not mode.take_over:
             left = job.lease.describe().expires_in_seconds
-            joining = "; shards of the same trainer join with its shared_lease_id" if job.spec.shard_count > 1 else ""
+            joining = (
+                "; shards of the same trainer join with its shared_lease_id"
+                if job.spec.shard_count > 1
+                else ""
+            )
             raise AlreadyExists(
                 f"job {name!r} has a writer ({job.lease.holder}) whose lease expires in {left:.0f} s unless it "
                 f"calls; wait, close it there, use another name, or take_over=True{joining}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,3 +74,31 @@ def test_the_writer_is_listed(connected: koopcast.Client) -> None:
         assert listed[name].lease.held
         assert listed[name].lease.holder.startswith("koopcast/")
     assert name not in {status.name for status in connected.jobs()}
+
+
+@pytest.mark.parametrize("encoding", ["raw", "delta", "delta-int8"])
+def test_every_kind_of_payload_arrives(connected: koopcast.Client, encoding: str) -> None:
+    """Dense, scattered and narrow tensors; several chunks; the same step again changes nothing."""
+
+    def snapshot(index: int) -> dict[str, np.ndarray]:
+        weights = np.cos(np.arange(900_000, dtype=np.float32)) * np.float32(1 + 0.5**index)
+        return {
+            "dense": weights[:600_000],
+            "transposed": weights[600_000:840_000].reshape(400, 600).T,
+            "every third": weights[840_000::3],
+            "scalar": weights[7:8].reshape(()),
+        }
+
+    name = f"contract-{uuid.uuid4().hex[:8]}"
+    settings: dict[str, Any] = {"encoding": encoding, "keep_weights": False}
+    settings["wire_dtype"] = "bfloat16" if encoding == "delta" else "float32"
+    with connected.open_job(
+        name, snapshot(0), stride=1, operator=koopcast.Operator("state", window=3), **settings
+    ) as job:
+        for index in range(4):
+            assert job.push(index, snapshot(index)).outcome == "accepted"
+        assert job.push(3, snapshot(3)).outcome == "duplicate"
+        held, pushed = job.predict_ahead(1)._base(), snapshot(3)
+        for key, array in pushed.items():
+            np.testing.assert_allclose(held[key], array, rtol=0, atol=0 if encoding == "raw" else 5e-3)
+        assert job.status().snapshots_accepted == 4

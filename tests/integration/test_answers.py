@@ -142,7 +142,6 @@ def test_solutions_too_large_to_keep_are_found_again(
         {"clock_intervals": [1.0]},
         {"from_step": 0},
         {"from_clock": 0.0},
-        {"reports_only": True},
     ],
     ids=lambda asked: next(iter(asked)),
 )

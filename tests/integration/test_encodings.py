@@ -118,7 +118,12 @@ def test_both_sides_hold_the_same_bits(
 @pytest.mark.parametrize("window", [12, "segment"])
 @pytest.mark.parametrize(("encoding", "wire"), CODES)
 def test_predictions_are_nearly_those_of_raw_snapshots(
-    client: koopcast.Client, job_name: str, encoding: Encoding, wire: str, window: Any
+    service: RunningService,
+    client: koopcast.Client,
+    job_name: str,
+    encoding: Encoding,
+    wire: str,
+    window: Any,
 ) -> None:
     path = LinearTrajectory(600, seed=3)
     operator = koopcast.Operator(window=window, partition="tensor")
@@ -130,6 +135,7 @@ def test_predictions_are_nearly_those_of_raw_snapshots(
         job.push(STRIDE * number, {"w": path.at(number).astype(np.float32)})
     prediction = job.predict_ahead(4 * STRIDE)
     assert relative_error(prediction.displacement["w"], path.displacement(11, 15)) < 0.03
+    assert held_by(service, job) == reference_of(job)
 
 
 @pytest.mark.parametrize(("encoding", "wire"), CODES)

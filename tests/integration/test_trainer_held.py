@@ -2,97 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
 import koopcast
+from held import PATH, SNAPSHOTS, SPECS, STRIDE, WINDOW, Trainer, assert_same, flat, tensors, weights
 from koopcast.channel import error_from_call
 from koopcast.gram import GramRow
 from koopcast.v1 import snapshot_pb2
-from koopcast.window.held import Shard, TrainerWindow
+from koopcast.window.held import TrainerWindow
 from raw import stubs
 from services import RunningService
-
-SHAPES: dict[str, tuple[int, ...]] = {
-    "fc1.weight": (20, 11),
-    "fc1.bias": (20,),
-    "fc2.weight": (7, 20),
-    "fc2.bias": (7,),
-    "scale": (),
-}
-SPECS = {name: koopcast.TensorSpec("float32", shape) for name, shape in SHAPES.items()}
-STRIDE, SNAPSHOTS, WINDOW = 5, 10, 8
-"""Biases and some nodes are shorter than the window."""
-Weights = dict[str, npt.NDArray[np.float32]]
-
-
-def weights(index: int) -> Weights:
-    """A path with several modes, one of them alternating, and a little noise; float32."""
-    random = np.random.default_rng(7)
-    rates = np.array([0.99, 0.9, 0.7, -0.4])
-    found: Weights = {}
-    for name, shape in SHAPES.items():
-        fixed, modes = random.standard_normal(shape), random.standard_normal((*shape, len(rates)))
-        noise = np.random.default_rng((index, len(found))).standard_normal(shape)
-        found[name] = np.asarray(fixed + modes @ rates**index + 1e-3 * noise, np.float32)
-    return found
-
-
-PATH = [weights(index) for index in range(SNAPSHOTS)]
-
-
-def tensors(snapshot: Weights) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(np.array(array)) for name, array in snapshot.items()}
-
-
-class Trainer:
-    """One process of a trainer: its window, and its job at the service."""
-
-    def __init__(
-        self,
-        client: koopcast.Client,
-        name: str,
-        operator: koopcast.Operator,
-        shard: Shard | None = None,
-        **options: Any,
-    ) -> None:
-        self.window = TrainerWindow(SPECS, operator, shard=shard)
-        self.job = client.open_job(
-            name, SPECS, stride=STRIDE, operator=operator, window_holder="trainer", **options
-        )
-
-    def row(self, step: int, snapshot: dict[str, torch.Tensor]) -> GramRow:
-        self.window.write(snapshot)
-        return self.window.publish(step)
-
-    def push(self, step: int, snapshot: dict[str, torch.Tensor], **times: Any) -> Any:
-        return self.job.push_gram_row(step, self.row(step, snapshot), **times)
-
-    def predict(self, horizons: Sequence[float], **options: Any) -> list[koopcast.Prediction]:
-        return [self.window.bind(p) for p in self.job.predict_coefficients(horizons, **options)]
-
-
-def flat(prediction: koopcast.Prediction) -> npt.NDArray[np.float64]:
-    return np.concatenate([np.asarray(part, np.float64).ravel() for part in prediction.displacement.values()])
-
-
-def assert_same(found: Sequence[koopcast.Prediction], expected: Sequence[koopcast.Prediction]) -> None:
-    """The same blocks move, by the same up to 1e-5 of the displacement's length."""
-    assert [(p.steps, p.operator_index, p.base_step) for p in found] == [
-        (p.steps, p.operator_index, p.base_step) for p in expected
-    ]
-    assert any(flat(p).any() for p in expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one.summary.moved == other.summary.moved
-        assert np.linalg.norm(flat(one) - flat(other)) <= 1e-5 * np.linalg.norm(flat(other))
 
 
 @pytest.mark.parametrize("partition", ["network", "tensor", "node", "quasi_node", "weight"])
@@ -140,166 +64,6 @@ def test_on_the_clock(client: koopcast.Client, job_name: str) -> None:
     asked: dict[str, Any] = {"clock_intervals": [0.5, 3.0], "from_clock": clock + 0.1}
     expected = served.predict_ahead([STRIDE, 8.0 * STRIDE], **asked)
     assert_same(trainer.predict([STRIDE, 8.0 * STRIDE], **asked), expected)
-
-
-# ------------------------------------------------------------------------------------------------------- shards
-
-
-def parts(count: int) -> list[Shard]:
-    """Each tensor's first dimension cut unevenly: the last process has nothing of most of them, and of three nothing."""
-    cuts = {2: [0.7], 3: [0.6, 1.0]}[count]
-    shards: list[dict[str, tuple[int, ...]]] = [{} for _ in range(count)]
-    for name, shape in SHAPES.items():
-        rows = shape[0] if shape else 1
-        bounds = [0, *(round(cut * rows) for cut in cuts), rows]
-        for shard, start, stop in zip(shards, bounds, bounds[1:], strict=False):
-            shard[name] = (stop - start, *shape[1:])
-    return list(shards)
-
-
-def cut(snapshot: Weights, shards: Sequence[Shard]) -> list[dict[str, torch.Tensor]]:
-    """Each process's part of a snapshot."""
-    found: list[dict[str, torch.Tensor]] = [{} for _ in shards]
-    for name, array in tensors(snapshot).items():
-        begin = 0
-        for local, shard in zip(found, shards, strict=True):
-            size = int(np.prod(shard[name]))
-            local[name] = array.reshape(-1)[begin : begin + size].reshape(shard[name])
-            begin += size
-    return found
-
-
-def opened(
-    clients: Sequence[koopcast.Client], name: str, operator: koopcast.Operator, shards: Sequence[Shard]
-) -> list[Trainer]:
-    first = Trainer(clients[0], name, operator, shards[0], shard_count=len(shards))
-    return [
-        first,
-        *(
-            Trainer(
-                clients[index],
-                name,
-                operator,
-                shards[index],
-                shard_count=len(shards),
-                shard_index=index,
-                shared_lease_id=first.job.lease_id,
-            )
-            for index in range(1, len(shards))
-        ),
-    ]
-
-
-@pytest.mark.parametrize("observable", ["velocity", "state"])
-@pytest.mark.parametrize("partition", ["network", "tensor"])
-@pytest.mark.parametrize("count", [2, 3])
-def test_shards_answer_like_the_whole(
-    client: koopcast.Client, job_name: str, count: int, partition: Any, observable: Any
-) -> None:
-    operator = koopcast.Operator(partition=partition, observable=observable, window=WINDOW)
-    whole, shards = Trainer(client, f"{job_name}-whole", operator), parts(count)
-    trainers = opened([client] * count, job_name, operator, shards)
-    for index, snapshot in enumerate(PATH):
-        whole.push(STRIDE * index, tensors(snapshot))
-        held = min(index, WINDOW)
-        for number, (trainer, local) in enumerate(zip(trainers, cut(snapshot, shards), strict=True)):
-            result = trainer.push(STRIDE * index, local)
-            last = number == count - 1
-            assert (result.outcome, result.snapshots_held) == (
-                "accepted",
-                min(index + 1, WINDOW) if last else held,
-            )
-    expected = whole.predict([STRIDE, 40.0])
-    for trainer in trainers:
-        answered = trainer.predict([STRIDE, 40.0])
-        assert [p.summary.moved for p in answered] == [p.summary.moved for p in expected]
-    for position, prediction in enumerate(expected):
-        joined: dict[str, list[Any]] = {name: [] for name in SHAPES}
-        for trainer in trainers:
-            for name, part in trainer.predict([STRIDE, 40.0])[position].displacement.items():
-                joined[name].append(np.asarray(part).ravel())
-        together = np.concatenate([np.concatenate(joined[name]) for name in SHAPES])
-        assert np.linalg.norm(together - flat(prediction)) <= 1e-5 * np.linalg.norm(flat(prediction))
-
-
-def test_shards_need_not_wait_for_each_other(
-    service: RunningService, client: koopcast.Client, job_name: str
-) -> None:
-    operator, shards = koopcast.Operator(window=WINDOW, partition="tensor"), parts(3)
-    whole = Trainer(client, f"{job_name}-whole", operator)
-    for index in range(WINDOW):
-        whole.push(STRIDE * index, tensors(PATH[index]))
-    with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(koopcast.connect(service.target)) for _ in shards]
-        trainers = opened(clients, job_name, operator, shards)
-
-        def run(number: int) -> None:
-            for index in range(WINDOW):
-                trainers[number].push(STRIDE * index, cut(PATH[index], shards)[number])
-
-        with ThreadPoolExecutor(len(shards)) as pool:
-            list(pool.map(run, range(len(shards))))
-        (expected,), (found,) = whole.job.predict_coefficients(40), trainers[2].job.predict_coefficients(40)
-    assert expected.coefficients is not None
-    assert found.coefficients is not None
-    scale = np.abs(expected.coefficients.velocity).max()
-    np.testing.assert_allclose(
-        found.coefficients.velocity, expected.coefficients.velocity, rtol=1e-6, atol=1e-6 * scale
-    )
-
-
-def test_shards_share_one_lease_and_begin_alike(client: koopcast.Client, job_name: str) -> None:
-    operator, shards = koopcast.Operator(window=4), parts(2)
-    with pytest.raises(koopcast.NotFound):
-        client.open_job(
-            job_name, SPECS, stride=STRIDE, operator=operator, window_holder="trainer", shared_lease_id="none"
-        )
-    first, second = opened([client, client], job_name, operator, shards)
-    assert (first.job.segment, second.job.segment) == (1, 1)
-    first.push(0, cut(PATH[0], shards)[0])
-    options: dict[str, Any] = {"stride": STRIDE, "operator": operator, "window_holder": "trainer"}
-    late = client.open_job(
-        job_name, SPECS, **options, shard_count=2, shard_index=1, shared_lease_id=first.job.lease_id
-    )
-    assert late.segment == 1  # not above a segment that its own trainer has begun
-    with pytest.raises(koopcast.AlreadyExists, match="shared_lease_id"):
-        client.open_job(job_name, SPECS, **options, shard_count=2, shard_index=1)
-    with pytest.raises(koopcast.LeaseLost):
-        client.open_job(job_name, SPECS, **options, shard_count=2, shard_index=1, shared_lease_id="wrong")
-    with pytest.raises(koopcast.AlreadyExists, match="shard_count"):
-        client.open_job(
-            job_name, SPECS, **options, shard_count=3, shard_index=2, shared_lease_id=first.job.lease_id
-        )
-    second.job.close()  # lets go only
-    assert first.push(STRIDE, cut(PATH[1], shards)[0]).outcome == "accepted"
-    status = first.job.status()
-    assert (status.window_holder, status.shard_count, status.snapshots_held) == ("trainer", 2, 0)
-    first.job.close()
-    with pytest.raises(koopcast.NotFound):
-        late.push_gram_row(0, second.row(0, cut(PATH[0], shards)[1]))
-
-
-def test_a_shard_that_is_gone_keeps_nothing_from_going_on(client: koopcast.Client, job_name: str) -> None:
-    operator, shards = koopcast.Operator(window=4), parts(2)
-    first, second = opened([client, client], job_name, operator, shards)
-    local = [cut(snapshot, shards) for snapshot in PATH]
-    for index in range(4):
-        for trainer, own in zip((first, second), local[index], strict=True):
-            trainer.push(STRIDE * index, own)
-    for index in range(4, 8):  # the second one is silent
-        assert first.push(STRIDE * index, local[index][0]).outcome == "accepted"
-    assert first.job.status().step == 3 * STRIDE
-    with pytest.raises(koopcast.FailedPrecondition) as refused:
-        first.push(8 * STRIDE, local[8][0])
-    assert refused.value.reason == "SHARD_BEHIND"
-    for trainer in (first, second):
-        trainer.window.clear()
-    first.job.start_segment()
-    first.push(900, local[8][0])
-    assert second.job.push_gram_row(4 * STRIDE, second.row(0, local[4][1])).outcome == "superseded"
-    second.job.start_segment()
-    second.window.clear()
-    assert second.push(900, local[8][1]).snapshots_held == 1
 
 
 # ------------------------------------------------------------------------------------- segments, and what is refused

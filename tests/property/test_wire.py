@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from koopcast.wire import ELEMENT_BYTES, Layout, TensorSpec
+from koopcast.wire import ELEMENT_BYTES, Layout, TensorSpec, checksum, combine
 
 SPECS = st.lists(
     st.builds(
@@ -48,3 +48,24 @@ def test_a_range_is_taken_if_and_only_if_it_holds_whole_elements_of_one_type(
     inside = types[element_bounds.index(first) : element_bounds.index(first + count)] if whole else []
     run = layout.run_of(first, count)
     assert (run is not None) == (len(set(inside)) == 1)
+
+
+@given(st.binary(max_size=300), st.binary(max_size=300), st.integers(0, 3000))
+@settings(deadline=None)
+def test_checksums_of_stretches_combine(one: bytes, other: bytes, repeats: int) -> None:
+    long = other * repeats
+    assert combine(checksum(one), checksum(long), len(long)) == checksum(one + long)
+
+
+@given(SPECS, st.integers(1, 8), st.data())
+@settings(deadline=None)
+def test_chunks_from_any_border_are_the_rest_of_them(
+    specs: dict[str, TensorSpec], eights: int, data: st.DataObject
+) -> None:
+    layout = Layout(specs)
+    ranges = list(layout.chunk_ranges(0, 8 * eights))
+    index = data.draw(st.integers(0, len(ranges) - 1))
+    assert list(layout.chunk_ranges(ranges[index][0], 8 * eights)) == ranges[index:]
+    assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges)][:-1]
+    assert ranges[-1][1] == layout.nbytes
+    assert all(layout.run_of(start, stop - start) for start, stop in ranges)

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
 Direction = Literal["up", "down"]
+Fate = Literal["arrives", "cut", "lost"]
+"""Of the last message before something happens: it arrives; and its connection ends then; or before."""
 
 _PREFACE: Final = 24  # bytes that an HTTP/2 client begins with
 _FRAME_HEADER: Final = 9
@@ -96,14 +98,13 @@ class _Trigger:
         unit: Literal["messages", "bytes"],
         count: int,
         act: Callable[[], None],
-        *,
-        losing: bool,
+        fate: Fate,
     ) -> None:
         self.direction = direction
         self.unit = unit
         self.left = count
         self.act = act
-        self.losing = losing
+        self.fate = fate
 
     def reached(self, size: int, ends: list[int]) -> int | None:
         """How many of `size` bytes still pass before it happens; None where all do."""
@@ -113,7 +114,7 @@ class _Trigger:
         missing, self.left = self.left, self.left - len(ends)
         if self.left > 0:
             return None
-        return ([0, *ends])[missing - 1 if self.losing else missing]
+        return ([0, *ends])[missing - 1 if self.fate == "lost" else missing]
 
 
 class Proxy:
@@ -145,23 +146,23 @@ class Proxy:
         self._start(self._accept)
 
     def after_messages(
-        self, direction: Direction, count: int, act: Callable[[], None], *, losing: bool = False
+        self, direction: Direction, count: int, act: Callable[[], None], fate: Fate = "arrives"
     ) -> None:
-        """When the next `count` messages have been forwarded, call `act` on another thread, and end their connection.
+        """Call `act`, on another thread, when the next `count` messages, at least one, have passed.
 
         Args:
             direction: which messages count.
-            count: at least 1.
+            count: how many.
             act: what to do.
-            losing: the last of these messages does not arrive.
+            fate: of the last of these messages.
         """
         with self._lock:
-            self._trigger = _Trigger(direction, "messages", count, act, losing=losing)
+            self._trigger = _Trigger(direction, "messages", count, act, fate)
 
     def cut_after_bytes(self, direction: Direction, count: int) -> None:
         """Cut the connection in which the next `count` bytes are full, the bytes that follow being lost."""
         with self._lock:
-            self._trigger = _Trigger(direction, "bytes", count, self.cut, losing=True)
+            self._trigger = _Trigger(direction, "bytes", count, self.cut, "cut")
 
     def disarm(self) -> bool:
         """Forget what was to happen; whether it had not happened yet."""
@@ -262,7 +263,10 @@ class Proxy:
             return
         sink.sendall(data[:passing])
         trigger.act()
-        connection.end()
+        if trigger.fate != "arrives":
+            connection.end()
+            return
+        sink.sendall(data[passing:])
 
 
 class _Connection:

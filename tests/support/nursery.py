@@ -1,6 +1,7 @@
-"""Service processes that start in a moment: forked from one that has imported everything already.
+"""Processes that start in a moment: forked from one that has imported everything already, and nothing else.
 
-A test that kills a service at every message needs dozens of them, and importing torch takes seconds.
+A test that kills a service at every message needs dozens of them, and importing torch takes seconds. What is forked has
+no threads and no gRPC yet, so that it goes on, and ends, as a process that was started by itself.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from services import REPOSITORY, RunningService
 
 _READY = b"!"
-_NOBODY = -1
 
 
 class Nursery:
-    """A process that forks services on demand."""
+    """A process that forks others on demand."""
 
     def __init__(self) -> None:
         """Start it; returns when its imports are done."""
@@ -33,58 +34,86 @@ class Nursery:
                 [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], cwd=REPOSITORY
             )
         self._socket = ours
+        self._lock = threading.Lock()
         if ours.recv(1) != _READY:
-            raise RuntimeError("the process that services are forked from did not start")
+            raise RuntimeError("the process that others are forked from did not start")
 
     def service(self, *arguments: str, environment: Mapping[str, str] | None = None) -> ForkedService:
         """A service, not started yet."""
         return ForkedService(self, *arguments, environment=environment)
 
-    def fork(self, command: list[str], environment: Mapping[str, str]) -> ForkedProcess:
-        """Run the `koopcast` command with these arguments in a new process."""
+    def script(self, code: str, *arguments: str) -> ForkedProcess:
+        """A process that runs this code, with ``sys.argv[1:]`` as given."""
+        return self.fork({"code": code, "arguments": ["-c", *arguments], "environment": {}})
+
+    def fork(self, task: Mapping[str, Any]) -> ForkedProcess:
+        """A process with a task that `_perform` knows."""
         out, err = os.pipe(), os.pipe()
-        request = json.dumps({"command": command, "environment": dict(environment)}).encode()
-        socket.send_fds(self._socket, [request], [out[1], err[1]])
+        with self._lock:
+            socket.send_fds(self._socket, [json.dumps(task).encode()], [out[1], err[1]])
+            pid = int(self._socket.recv(64))
         os.close(out[1])
         os.close(err[1])
-        return ForkedProcess(int(self._socket.recv(64)), os.fdopen(out[0]), os.fdopen(err[0]))
+        return ForkedProcess(self, pid, os.fdopen(out[0]), os.fdopen(err[0]))
+
+    def status_of(self, pid: int) -> int:
+        """Exit status of a process that has ended, as `subprocess.Popen.returncode`."""
+        with self._lock:
+            self._socket.send(json.dumps({"status of": pid}).encode())
+            return int(self._socket.recv(64))
 
     def close(self) -> None:
-        """End it; services that still run are not touched."""
+        """End it; processes that still run are not touched."""
         self._socket.close()
         self._process.kill()
         self._process.wait(timeout=30)
 
 
 class ForkedProcess:
-    """As much of `subprocess.Popen` as `RunningService` uses, of a process that is no child of ours."""
+    """As much of `subprocess.Popen` as tests use, of a process that is no child of ours."""
 
-    def __init__(self, pid: int, stdout: IO[str], stderr: IO[str]) -> None:
+    def __init__(self, nursery: Nursery, pid: int, stdout: IO[str], stderr: IO[str]) -> None:
         """Watch this process."""
         self.pid = pid
         self.stdout = stdout
         self.stderr = stderr
         self.returncode: int | None = None
-        self._handle = os.pidfd_open(pid)
+        self._nursery = nursery
+        self._lock = threading.Lock()
 
     def poll(self) -> int | None:
-        """None while it runs; of one that has ended it is not known how."""
-        if self.returncode is None and select.select([self._handle], [], [], 0)[0]:
-            self._ended()
+        """Its exit status; None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end."""
-        if self.returncode is None:
-            if not select.select([self._handle], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired("koopcast", timeout or 0.0)
-            self._ended()
-        return _NOBODY
+        """Wait for its end; its exit status."""
+        with self._lock:
+            if self.returncode is None:
+                handle = os.pidfd_open(self.pid)
+                try:
+                    if not select.select([handle], [], [], timeout)[0]:
+                        raise subprocess.TimeoutExpired("forked", timeout or 0.0)
+                finally:
+                    os.close(handle)
+                self.returncode = self._nursery.status_of(self.pid)
+            return self.returncode
+
+    def finish(self, timeout: float) -> tuple[int, str, str]:
+        """Wait for its end; its exit status, and all it wrote (a pipe holds what short scripts write)."""
+        try:
+            status = self.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        with self.stdout, self.stderr:
+            return status, self.stdout.read(), self.stderr.read()
 
     def send_signal(self, number: int) -> None:
         """Send a signal, if it still runs."""
         if self.poll() is None:
-            signal.pidfd_send_signal(self._handle, number)
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -93,10 +122,6 @@ class ForkedProcess:
     def terminate(self) -> None:
         """SIGTERM."""
         self.send_signal(signal.SIGTERM)
-
-    def _ended(self) -> None:
-        self.returncode = _NOBODY
-        os.close(self._handle)
 
 
 class ForkedService(RunningService):
@@ -110,7 +135,7 @@ class ForkedService(RunningService):
         self._nursery = nursery
 
     def _launch(self, options: list[str], environment: Mapping[str, str]) -> Any:
-        return self._nursery.fork(["serve", *options], environment)
+        return self._nursery.fork({"service": ["serve", *options], "environment": dict(environment)})
 
 
 @contextlib.contextmanager
@@ -123,29 +148,43 @@ def nursery() -> Iterator[Nursery]:
         made.close()
 
 
-def _main(requests: socket.socket) -> None:
-    from koopcast_server.__main__ import app
-
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here waits for the services
+def _serve_requests(requests: socket.socket) -> Mapping[str, Any]:
+    """Forks until the other side is gone; returns, in each forked process, its task."""
     requests.send(_READY)
     while True:
         data, descriptors, _, _ = socket.recv_fds(requests, 1 << 16, 2)
         if not data:
-            return
+            os._exit(0)
+        task = json.loads(data)
+        if "status of" in task:
+            _, status = os.waitpid(task["status of"], 0)
+            requests.send(str(os.waitstatus_to_exitcode(status)).encode())
+            continue
         pid = os.fork()
         if pid == 0:
             requests.close()
-            request = json.loads(data)
-            os.environ.update(request["environment"])
             for standard, descriptor in zip((1, 2), descriptors, strict=True):
                 os.dup2(descriptor, standard)
                 os.close(descriptor)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            app(request["command"])  # ends in SystemExit
+            return dict(task)
         for descriptor in descriptors:
             os.close(descriptor)
         requests.send(str(pid).encode())
 
 
+def _perform(task: Mapping[str, Any]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    os.environ.update(task["environment"])
+    if "service" in task:
+        from koopcast_server.__main__ import app
+
+        app(task["service"])  # ends in SystemExit
+    sys.argv[:] = task["arguments"]
+    exec(compile(task["code"], "<script>", "exec"), {"__name__": "__main__"})
+
+
 if __name__ == "__main__":
-    _main(socket.socket(fileno=int(sys.argv[1])))
+    import koopcast_server.__main__
+    import trainers  # noqa: F401  # what scripts import
+
+    _perform(_serve_requests(socket.socket(fileno=int(sys.argv[1]))))

@@ -2,8 +2,12 @@
 
 `SETTINGS` is JSON: ``kind`` is ``"fsdp"`` (FSDP2's `fully_shard`), ``"by-hand"`` (DTensors, each rank trains its part
 without the others) or ``"replicas"`` (whole models that nothing but koopcast keeps together); ``ranks``; ``steps``;
-``attach``: arguments of `koopcast.attach`; ``pause``: what the last rank does to itself in the middle of its n-th probe, as
-[n, "kill" | "stop"], before which it makes the file ``paused`` in the folder `EVENTS`. Prints what it has at the end as JSON.
+``attach``: arguments of `koopcast.attach`; ``losses``: what the probe gives, one call after the other; ``fault``: [what,
+where, n]. Prints what it has at the end as JSON.
+
+A fault strikes ``"in the probe"`` numbered n, or ``"before step"`` n, and touches the file ``paused`` in the folder
+`EVENTS`: the last rank does ``"kill"`` or ``"stop"`` to itself, or ``"lose"`` its trajectory; the first one can ``"wait"``
+for a file ``resume``.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +37,9 @@ OPERATOR = {"window": 4, "rank": 2}
 def uneven_net() -> nn.Sequential:
     """Layers of 5, 3 and 1 rows: no two ranks hold parts of the same size, and of the last one all but one hold none."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1))
+    return nn.Sequential(
+        nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1)
+    )
 
 
 def loss_of(model: nn.Module) -> Tensor:
@@ -61,7 +68,7 @@ class Approach(nn.Module):
 def main(store: str, rank: int, target: str, events: Path, settings: dict[str, Any]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=settings["ranks"])
     model: Any
-    mesh = init_device_mesh("cpu", (settings["ranks"],))
+    mesh: Any = init_device_mesh("cpu", (settings["ranks"],))
     if settings["kind"] == "fsdp":
         model = uneven_net()
         fully_shard(model[2])
@@ -70,17 +77,22 @@ def main(store: str, rank: int, target: str, events: Path, settings: dict[str, A
     else:
         model = Approach(None if settings["kind"] == "replicas" else mesh)
         loss = model.loss
-    optimizer = torch.optim.SGD(model.parameters(), lr=settings.get("rate", 0.05), momentum=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=settings.get("momentum", 0.5))
     probes = 0
+    fault = settings.get("fault") or ["none", "", 0]
+    struck = rank == (0 if fault[0] == "wait" else settings["ranks"] - 1)
+
+    def strike(where: str, number: int) -> None:
+        if struck and fault[1:] == [where, number]:
+            suffer(fault[0], events, ahead)
 
     def probe() -> Tensor:
         nonlocal probes
         probes += 1
-        fault = settings.get("pause")
-        if fault and rank == settings["ranks"] - 1 and probes == fault[0]:
-            (events / "paused").touch()
-            os.kill(os.getpid(), signal.SIGKILL if fault[1] == "kill" else signal.SIGSTOP)
-        return loss()
+        strike("in the probe", probes)
+        found = loss()  # also where what it gives is not told: it is what disturbs a model
+        script = settings.get("losses")
+        return found if script is None else found.detach() * 0.0 + script[min(probes, len(script)) - 1]
 
     arguments = {"every": EVERY, "wait_seconds": 10.0, "probe": probe, **settings.get("attach", {})}
     if arguments["probe"] is None:
@@ -90,12 +102,13 @@ def main(store: str, rank: int, target: str, events: Path, settings: dict[str, A
         for step in range(settings["steps"]):
             optimizer.zero_grad()
             torch.autograd.backward(loss())
+            strike("before step", step + 1)
             optimizer.step()
-            if fault := settings.get("fault"):
-                handle_fault(fault, step, rank, events)
         stats = ahead.stats()
-    local = settings["kind"] == "by-hand"
-    found = [whole(p.detach(), gathered=not local) for p in [*model.parameters(), *model.buffers()]]
+    found = [
+        whole(p.detach(), gathered=fault[0] not in {"kill", "stop"})
+        for p in [*model.parameters(), *model.buffers()]
+    ]
     flat = torch.cat([tensor.flatten().double() for tensor in found])
     print(
         json.dumps(
@@ -117,12 +130,15 @@ def main(store: str, rank: int, target: str, events: Path, settings: dict[str, A
     os._exit(0)  # other ranks may be gone: nothing is left to be said to them
 
 
-def handle_fault(fault: str, step: int, rank: int, events: Path) -> None:
-    """Wait, before step 31 of the first rank, for the test to do something to the service."""
-    if fault == "service" and step == 30 and not rank:
-        (events / "paused").touch()
+def suffer(what: str, events: Path, ahead: Any) -> None:
+    (events / "paused").touch()
+    if what == "lose":
+        ahead._leader.recorder.break_off()
+    elif what == "wait":
         while not (events / "resume").exists():
-            signal.sigtimedwait([], 0.01)
+            time.sleep(0.01)
+    else:
+        os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGSTOP)
 
 
 def whole(tensor: Tensor, *, gathered: bool) -> Tensor:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ def resident() -> int:
 class Peak:
     """The most memory that was resident while this was open."""
 
-    def __enter__(self) -> Peak:
+    def __enter__(self) -> Self:
         self.bytes = resident()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)

@@ -99,14 +99,14 @@ def test_an_answer_that_ends_early_is_told_of() -> None:
         read([begun(), *chunks(VALUES, 16)[:1]])
 
 
-def test_of_a_base_no_more_is_read_than_itself() -> None:
-    messages = iter([base(), *chunks(VALUES, 16), begun(), *chunks(VALUES)])
+def test_a_base_can_be_read_alone() -> None:
     reader = AnswerReader(LAYOUT)
-    np.testing.assert_array_equal(reader.read_base(messages)["b"], VALUES[6:])
+    alone = [base(), *chunks(VALUES, 16), begun(total_bytes=0)]
+    np.testing.assert_array_equal(reader.read_base(alone)["b"], VALUES[6:])
     assert reader.bytes_received == 40
-    assert len(list(messages)) == 2
-    with pytest.raises(koopcast.InternalError):
-        AnswerReader(LAYOUT).read_base([begun(), *chunks(VALUES)])
+    for broken in ([begun(), *chunks(VALUES)], [base(), *chunks(VALUES, 16)[:1]]):
+        with pytest.raises(koopcast.InternalError):
+            AnswerReader(LAYOUT).read_base(broken)
 
 
 def test_displacements_of_reports_alone_are_fetched_each_time_they_are_looked_at() -> None:

@@ -62,6 +62,7 @@ MAY_NOT_IMPORT = {
     "koopcast_server.engine": _ABOVE_THE_ENGINE,
     "koopcast_server.job": ["metrics", "grpc_", "http_", "interceptor", "service"],
     "koopcast_server.leases": ["job", "uploads", "metrics", "grpc_", "http_", "interceptor", "service"],
+    "koopcast_server.judging": ["uploads", "metrics", "grpc_", "http_", "interceptor", "service"],
     "koopcast_server.uploads": ["metrics", "grpc_", "http_", "interceptor", "service"],
     "koopcast_server.grpc_": ["http_", "service", "koopman"],
     "koopcast_server.http_": ["grpc_", "interceptor", "service", "koopman", "engine"],
@@ -245,7 +246,18 @@ def test_the_arrows_within_the_server() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["engine", "held_window", "held_grams", "jobs", "leases", "uploads", "gram_rows", "row_intake", "steps"],
+    [
+        "engine",
+        "held_window",
+        "held_grams",
+        "jobs",
+        "leases",
+        "uploads",
+        "judging",
+        "gram_rows",
+        "row_intake",
+        "steps",
+    ],
 )
 def test_what_lies_below_the_transports_does_not_know_them(module: str) -> None:
     wrong = [

@@ -1,41 +1,26 @@
-"""The trainer's side of koopcast: counts steps and meets at the jump steps. Never harms the training loop."""
+"""The trainer's side of koopcast, as its user holds it: what was done, saving and going on, the end."""
 
 from __future__ import annotations
 
-import logging
 import os
-import struct
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
-import torch
-from torch import Tensor
-
 from koopcast.errors import ArgumentValueError
-from koopcast.hook.ending import at_end
-from koopcast.hook.leader import Leader
-from koopcast.hook.loop import LoopSettings, RateWatch, Trainer, is_break, was_skipped
-from koopcast.hook.memory import weights_of
-from koopcast.hook.optimizer_state import adjust
 from koopcast.hook.parts import PartFollower, PartLeader
-from koopcast.hook.ranks import Ranks, RanksLostError
 from koopcast.hook.rates import check_learning_rate
 from koopcast.hook.resuming import SavedRun
-from koopcast.hook.schedule import JumpSchedule
-from koopcast.hook.stats import Counters, RateChange, Stats
-from koopcast.hook.watch import Departure
+from koopcast.hook.stats import Stats
+from koopcast.hook.stepping import Stepping
 
 __all__ = ["Ahead"]
-
-_LOG = logging.getLogger("koopcast")
 
 _DRAIN_SECONDS: Final = 1.0
 """How long `state_dict` waits for a snapshot on its way."""
 
 
-class Ahead:
+class Ahead(Stepping):
     """Accelerates a training loop for as long as it is attached. Made by `attach`.
 
     A context manager, and a plain object with `close`.
@@ -43,38 +28,6 @@ class Ahead:
     Attributes:
         job: name of the job at the service; under torch.distributed the first rank's.
     """
-
-    def __init__(
-        self,
-        job: str,
-        trainer: Trainer,
-        schedule: JumpSchedule,
-        ranks: Ranks | None,
-        leader: Leader | PartFollower | None,
-        settings: LoopSettings,
-        counters: Counters,
-    ) -> None:
-        """Register with the optimizer; use `attach`."""
-        self.job = job
-        self._trainer = trainer
-        self._schedule = schedule
-        self._ranks = ranks
-        self._leader = leader
-        self._settings = settings
-        self._counters = counters
-        self._clock: float | None = 0.0
-        self._rates = RateWatch()
-        self._departure: Departure | None = None
-        self._inside = False
-        self._broken = False
-        self._finished = False
-        self._process_id = os.getpid()
-        optimizer = trainer.optimizer
-        # A compiled step would trace what it calls, and make a graph of the hook.
-        self._handles = [optimizer.register_step_post_hook(torch.compiler.disable(self._after_step))]
-        if leader is not None and trainer.selection.on_gpu:
-            self._handles.append(optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)))
-        self._stop = at_end(self, leader.link) if leader is not None else None
 
     def stats(self) -> Stats:
         """What was done so far."""
@@ -177,186 +130,3 @@ class Ahead:
     ) -> None:
         """Close; after an exception keep the job for the next writer, since the run may come back."""
         self.close(keep=kind is not None)
-
-    def _before_step(self, *_: Any) -> None:
-        """Runs on the training thread before every step of the optimizer: it must not overtake the copies."""
-        if self._leader is not None and not self._finished and os.getpid() == self._process_id:
-            self._leader.recorder.hold_writers()
-
-    def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Runs on the training thread after every step of the optimizer."""
-        if self._inside or self._finished or os.getpid() != self._process_id or was_skipped(optimizer):
-            return
-        started = time.perf_counter()
-        self._inside = True
-        try:
-            self._count_step()
-            if self._ranks is not None:
-                self._act(self._ranks)
-        finally:
-            self._inside = False
-            self._counters.seconds_in_hook += time.perf_counter() - started
-        if self._settings.strict and self._leader is not None:
-            error = self._leader.link.take_error()
-            if error is not None:
-                raise error
-
-    def _act(self, ranks: Ranks) -> None:
-        try:
-            if self._counters.steps == self._schedule.watched_at:
-                self._look_back(ranks)
-            self._record()
-            if self._counters.steps == self._schedule.decided_at:
-                self._meet(ranks)
-        except RanksLostError as error:
-            self._finished = True
-            self._break(error)
-
-    def _count_step(self) -> None:
-        self._counters.steps += 1
-        change = self._rates.step(self._trainer.optimizer, self._counters.steps)
-        rate = self._rates.rate
-        self._clock = self._clock + rate if self._clock is not None and rate is not None else None
-        if change is not None:
-            self._note_rate(change)
-
-    def _note_rate(self, change: RateChange) -> None:
-        """Count a change of a learning rate; one that breaks the path begins a new window, on all ranks."""
-        counters = self._counters
-        counters.learning_rate_changes += 1
-        counters.last_learning_rate_change = change
-        if counters.learning_rate_changes == 1:
-            _LOG.info(
-                "koopcast: learning rate %g to %g at step %d (group %d); told once, counted in stats()",
-                change.before, change.after, change.step, change.group,
-            )  # fmt: skip
-        if self._ranks is None or self._settings.learning_rate is not None or not is_break(change):
-            return
-        watched_at = self._schedule.watched_at
-        self._schedule.broke(counters.steps - 1)  # the first step with the new rate is the first of the new path
-        self._schedule.watched_at = watched_at  # the last jump is looked back on all the same
-        if self._leader is not None:
-            self._leader.recorder.break_off()
-        self._begin_alike()
-        counters.last_decision = (
-            f"a new window began at step {change.step}: the learning rate went from {change.before:g} to "
-            f"{change.after:g} at once"
-        )
-
-    def _begin_alike(self) -> None:
-        """The trajectory broke on all ranks: their parts begin a segment with the next snapshot."""
-        if isinstance(self._leader, PartLeader | PartFollower):
-            self._leader.together.begin_alike(self._schedule.next_snapshot(self._counters.steps))
-
-    def _record(self) -> None:
-        if self._leader is None or self._broken:
-            return
-        step, schedule = self._counters.steps, self._schedule
-        try:
-            pushed = self._leader.recorder.step(step, self._clock, due=schedule.is_snapshot_due(step))
-            if step == schedule.asked_at:
-                self._leader.ask(schedule, pushed=pushed, clock=self._clock, rate=self._rates.rate)
-        except Exception as error:  # noqa: BLE001  # the border that protects the trainer
-            self._break(error)
-
-    def _meet(self, ranks: Ranks) -> None:
-        """Decide, or learn what the first rank decided. All ranks come here at the same steps."""
-        schedule = self._schedule
-        jumped = self._led(lambda leader: leader.decide(schedule))
-        ratio = self._leader.ratio if self._leader is not None else 1.0
-        try:
-            decision = ranks.tell([jumped, schedule.origin, schedule.asked_at, _bits_of(ratio)])
-            stopped = ranks.any_of(self._broken)
-            if decision[0] and not stopped:
-                self._share(ranks)
-        except RanksLostError:
-            if self._leader is not None:
-                self._leader.revoke()
-            raise
-        if stopped:
-            self._finished = True
-            return
-        schedule.adopt(decision[1], decision[2])
-        if decision[0]:
-            self._follow(_from_bits(decision[3]))
-        if isinstance(self._leader, PartLeader | PartFollower) and self._leader.begins:
-            self._leader.together.begin(schedule.next_snapshot(self._counters.steps))
-
-    def _share(self, ranks: Ranks) -> None:
-        """Make the first rank's jump on all ranks, or on none: where one is lost on the way, weights are as before."""
-        watching, model = self._schedule.watching, self._trainer.model
-        if ranks.several and not isinstance(self._leader, PartLeader | PartFollower):
-            before = None if ranks.leading else Departure(weights_of(model), self._trainer.optimizer)
-            tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-            try:
-                ranks.copy_from_first(tensors)
-                ranks.any_of(False)
-            except RanksLostError:
-                if before is not None:
-                    before.restore()
-                raise
-            self._departure = before if watching else None
-        if self._leader is not None:
-            self._leader.confirm(watching=watching)
-        if not ranks.leading:
-            self._counters.last_decision = "jumped with the first rank"
-
-    def _follow(self, ratio: float) -> None:
-        """After a jump, the optimizer's state is adjusted, on all ranks."""
-        try:
-            moved = self._trainer.selection.parameters().values()
-            adjust(self._trainer.optimizer, moved, self._settings.optimizer_state, ratio)
-        except Exception as error:  # noqa: BLE001  # the border that protects the trainer
-            self._break(error)
-
-    def _look_back(self, ranks: Ranks) -> None:
-        """Undo the last jump if it went wrong, on all ranks."""
-        undone = self._led(lambda leader: leader.look_back(self._counters.steps))
-        decision = ranks.tell([undone])
-        stopped = ranks.any_of(self._broken)
-        departure, self._departure = self._departure, None
-        self._schedule.watched_at = None
-        if stopped:
-            self._finished = True
-        elif decision[0]:
-            self._schedule.broke(self._counters.steps)
-            if departure is not None:
-                departure.restore()
-                self._counters.last_decision = "undone with the first rank"
-            if self._leader is not None:
-                self._leader.go_back()
-            if isinstance(self._leader, PartLeader | PartFollower):
-                self._leader.together.begin(self._schedule.next_snapshot(self._counters.steps))
-        elif isinstance(self._leader, PartFollower):
-            self._leader.settle()
-
-    def _led(self, act: Callable[[Leader | PartFollower], bool]) -> bool:
-        """What the leader says; False on other ranks, and where something is wrong."""
-        if self._leader is None or self._broken:
-            return False
-        try:
-            return act(self._leader)
-        except RanksLostError:
-            raise
-        except Exception as error:  # noqa: BLE001  # the border that protects the trainer
-            self._break(error)
-            return False
-
-    def _break(self, error: Exception) -> None:
-        """Something here is wrong: stop at the next meeting, and leave training alone until then."""
-        self._broken = True
-        self._counters.last_decision = f"stopped: {error!r}"
-        if self._settings.strict:
-            raise error
-        _LOG.warning("koopcast stops, training goes on without it: %r", error)
-
-
-def _bits_of(number: float) -> int:
-    """A float as a whole number, for messages of whole numbers."""
-    bits: int = struct.unpack("<q", struct.pack("<d", number))[0]
-    return bits
-
-
-def _from_bits(bits: int) -> float:
-    number: float = struct.unpack("<d", struct.pack("<q", bits))[0]
-    return number

@@ -93,7 +93,8 @@ def attach(  # noqa: PLR0913  # one call is the whole interface; all but three a
             arguments on this thread, with gradients enabled. It may change what it likes: parameters, buffers,
             gradients, optimizer state, modes and random states are restored. Without a probe the service's
             back-test decides, and jumps are short. Under torch.distributed it runs on the first rank only, so it
-            must not use collectives (call the bare module, not its DDP wrapper).
+            must not use collectives (call the bare module, not its DDP wrapper); of a model whose parameters are
+            sharded it runs on all ranks at the same time, as a step does, and the mean of their losses counts.
         every: optimizer steps between two snapshots.
         operator: settings of the job's operators.
         operators: operators whose predictions compete; rank, ridge and stabilisation count. By default `operator`,

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from koopcast.client import Client
 from koopcast.encoding import EncodingName
-from koopcast.errors import FailedPrecondition, KoopcastError, LeaseLost, NotFound
+from koopcast.errors import DeadlineExceeded, FailedPrecondition, KoopcastError, LeaseLost, NotFound
 from koopcast.hook.buffers import SnapshotBuffer
 from koopcast.hook.displacements import Fetch, as_tensors
 from koopcast.hook.question import Question, check_answer, check_displacement
@@ -162,7 +162,7 @@ class HeldJob:
         try:
             checked = check_answer(self._predict(job, question), question, job.segment)
             if not question.one_by_one:
-                checked = [self._with_displacement(prediction) for prediction in checked]
+                checked = self._with_displacements(checked, question)
         finally:
             self._count_bytes(job)
         question.answer(checked)
@@ -246,6 +246,19 @@ class HeldJob:
             from_clock=from_clock,
             reports_only=True,
         )
+
+    def _with_displacements(self, predictions: Sequence[Prediction], question: Question) -> list[Prediction]:
+        """Bring them all while the window is as it was: what moves, as far as the time goes.
+
+        Raises:
+            DeadlineExceeded: it did not go far enough.
+        """
+        found = []
+        for prediction in predictions:
+            if question.seconds_left() <= 0.0:
+                raise DeadlineExceeded("the displacements did not come in time")
+            found.append(self._with_displacement(prediction) if prediction.moved else prediction)
+        return found
 
     def _with_displacement(self, prediction: Prediction) -> Prediction:
         checked = check_displacement(prediction.displacement, self._settings.tensors)

@@ -16,13 +16,14 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from koopcast.client import Client
-from koopcast.errors import DeadlineExceeded, FailedPrecondition
+from koopcast.errors import Cancelled, DeadlineExceeded, FailedPrecondition, Unavailable
+from koopcast.gram import GramRow
 from koopcast.hook.budget import WaitBudget
 from koopcast.hook.buffers import BufferPool, SnapshotBuffer
 from koopcast.hook.held_job import HeldJob, JobSettings, Snapshot
@@ -70,7 +71,7 @@ class Ring:
         on_gpu = window.device.type == "cuda"
         self._stream = torch.cuda.Stream(window.device) if on_gpu else None  # type: ignore[no-untyped-call]
 
-    def publish(self, step: int, *, first: bool) -> Any:
+    def publish(self, step: int, *, first: bool) -> GramRow:
         """Take the snapshot in the spare slot, as the first one of a segment or as the next; its row."""
         with (
             self.lock,
@@ -201,6 +202,15 @@ class RowsJob(HeldJob):
         first = self._ring_segment != job.segment
         self._ring_segment = job.segment
         row = self._ring.publish(snapshot.step, first=first)
+        try:
+            return self._push_row(job, snapshot, row)
+        except (
+            Unavailable,
+            Cancelled,
+        ):  # the ring has moved on: once more, rather than to begin a new window
+            return self._push_row(job, snapshot, row)
+
+    def _push_row(self, job: Job, snapshot: Snapshot, row: GramRow) -> PushResult:
         return job.push_gram_row(snapshot.step, row, averaging=self._settings.averaging, clock=snapshot.clock)
 
     def _held(self, job: Job) -> int:

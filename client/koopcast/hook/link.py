@@ -134,9 +134,12 @@ class Link:
         with self._changed:
             self._stopping, self._keep = True, keep
             self._changed.notify_all()
-        if self._thread is not threading.current_thread():
+        elsewhere = self._thread is not threading.current_thread()
+        if elsewhere:
             self._thread.join(_STOP_SECONDS)
         self._client.close()
+        if elsewhere:
+            self._thread.join(_STOP_SECONDS)  # what it was waiting for has been cancelled: it counts what it drops
 
     def _run(self) -> None:
         while not self._stopping:

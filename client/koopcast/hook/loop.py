@@ -17,7 +17,13 @@ from koopcast.hook.stats import RateChange
 __all__ = ["LoopSettings", "RateWatch", "Trainer", "is_break", "parameters_of", "unwrapped", "was_skipped"]
 
 _BREAK: Final = 2.0
-"""A rate that rises or falls by this factor from one step to the next is a break, not a schedule's slope."""
+"""A rate that rises or falls by this factor from one step to the next is a break, not a schedule's slope.
+
+Of a small network, a window of ten snapshots that spans a change by the factor 0.5 predicts 4 strides ahead with a
+relative error of 0.07 to 1.1, by 0.1 or 2 mostly worse than staying, by 0.7 and 0.9 with 0.04 to 0.6; one that does not
+with 0.0002 to 0.06. To wait for a new window costs least where the old one is no use; where rates change often and by
+little, a window would never be whole, and a probe can still find some use for what is predicted.
+"""
 
 
 @dataclass(frozen=True, slots=True)

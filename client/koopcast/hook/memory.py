@@ -17,6 +17,8 @@ __all__ = ["Arena", "RandomStates", "TensorMemory", "TrainerMemory", "weights_of
 
 _ALIGNMENT: Final = 64
 """Copies begin at multiples of this. Unit: bytes."""
+_SMALLEST: Final = 1024
+"""Copies that are smaller are made elsewhere. Unit: bytes."""
 
 
 class Arena:
@@ -33,7 +35,8 @@ class Arena:
     def copy(self, tensor: Tensor) -> Tensor:
         """A copy of a tensor: in lent memory where it is a plain one on the CPU and there is room, else in new."""
         tensor = tensor.detach()
-        if tensor.device.type == "cpu" and tensor.layout == torch.strided and type(tensor) is Tensor:
+        fits = tensor.device.type == "cpu" and tensor.layout == torch.strided and type(tensor) is Tensor
+        if fits and tensor.nbytes >= _SMALLEST:  # small ones would push large ones out
             for index, (block, used) in enumerate(self._blocks):
                 if used + tensor.nbytes <= block.numel():
                     place = block[used : used + tensor.nbytes].view(tensor.dtype).view(tensor.shape)

@@ -173,7 +173,7 @@ class Trial:
                 weights.add_(candidate.displacement[name].to(weights.device))
             for tensor, value in candidate.adapted:
                 tensor.copy_(value)
-            return all(bool(torch.isfinite(weights).all()) for weights in here.values())
+            return all(_is_finite(weights) for weights in here.values())
 
     def _adapt_unprobed(self, prediction: Prediction) -> _Candidate | None:
         displacement = self._displacements.of(prediction)
@@ -215,3 +215,11 @@ class Trial:
 def _is_equal(one: Tensor, other: Tensor) -> bool:
     alike = one.dtype == other.dtype and one.device == other.device
     return alike and torch.equal(one, other)
+
+
+def _is_finite(weights: Tensor) -> bool:
+    """Whether no value is NaN or infinite; makes nothing of the tensor's size."""
+    if weights.numel() == 0:  # a shard may be
+        return True
+    low, high = torch.aminmax(weights)
+    return bool(torch.isfinite(low) & torch.isfinite(high))

@@ -14,7 +14,7 @@ import koopcast
 from encoding.paths import PATHS, STRIDE, Path
 from encoding.variants import RAW, VARIANTS, Variant
 
-__all__ = ["HORIZONS", "Outcome", "Traffic", "error_table", "gap_table", "outcomes", "traffic_table"]
+__all__ = ["HORIZONS", "Outcome", "Traffic", "error_table", "outcomes", "traffic_table"]
 
 HORIZONS = (1, 4, 16, 64)
 """Strides."""
@@ -83,32 +83,15 @@ def outcomes(client: koopcast.Client, seeds: Iterable[int]) -> tuple[list[Outcom
 
 
 def error_table(found: Sequence[Outcome]) -> str:
-    """Median errors, and how often the service declined."""
+    """Median errors, in brackets the median gaps where both moved, and how often the service declined."""
     lines = [
         "| run | snapshots, answers | " + " | ".join(_strides(h) for h in HORIZONS) + " | declined |",
         "|---|---|" + "---|" * (len(HORIZONS) + 1),
     ]
     for (path, variant), some in _groups(found):
-        errors = [_median(one.error for one in some if one.horizon == h) for h in HORIZONS]
+        cells = [_cell([one for one in some if one.horizon == h], variant) for h in HORIZONS]
         declined = 1 - statistics.mean(one.moved for one in some)
-        lines.append(f"| {path} | {variant} | " + " | ".join(errors) + f" | {declined:.0%} |")
-    return "\n".join(lines)
-
-
-def gap_table(found: Sequence[Outcome]) -> str:
-    """Median differences from predictions of raw snapshots, where both move."""
-    lines = [
-        "| run | snapshots, answers | " + " | ".join(_strides(h) for h in HORIZONS) + " |",
-        "|---|---|" + "---|" * len(HORIZONS),
-    ]
-    for (path, variant), some in _groups(found):
-        if variant == RAW:
-            continue
-        gaps = [
-            _median(one.gap for one in some if one.horizon == h and one.moved and not math.isnan(one.gap))
-            for h in HORIZONS
-        ]
-        lines.append(f"| {path} | {variant} | " + " | ".join(gaps) + " |")
+        lines.append(f"| {path} | {variant} | " + " | ".join(cells) + f" | {declined:.0%} |")
     return "\n".join(lines)
 
 
@@ -181,9 +164,12 @@ def _groups(found: Sequence[Outcome]) -> Iterator[tuple[tuple[str, Variant], lis
     yield from by_group.items()
 
 
-def _median(values: Iterable[float]) -> str:
-    some = list(values)
-    return f"{statistics.median(some):.2g}" if some else "-"
+def _cell(some: Sequence[Outcome], variant: Variant) -> str:
+    error = f"{statistics.median(one.error for one in some):.2g}"
+    gaps = [one.gap for one in some if one.moved and not math.isnan(one.gap)]
+    if variant == RAW:
+        return error
+    return f"{error} ({statistics.median(gaps):.2g})" if gaps else f"{error} (-)"
 
 
 def _strides(count: int) -> str:

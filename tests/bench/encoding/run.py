@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
 
 import koopcast
-from encoding.foretelling import error_table, gap_table, outcomes, traffic_table
+from encoding.foretelling import error_table, outcomes, traffic_table
 from encoding.jumps import jump_table
 from encoding.speed import speed_table
 from services import running_service
@@ -37,9 +37,10 @@ def main() -> None:
         print(f"## Time\n\n{speed_table(client)}\n", flush=True)
         found, traffic = outcomes(client, seeds)
         print(f"## Bytes\n\n{traffic_table(traffic)}\n")
-        print(f"## Errors of predictions\n\n{error_table(found)}\n")
-        print(f"## Against predictions from raw snapshots\n\n{gap_table(found)}\n", flush=True)
-        print(f"## Jumps\n\n{jump_table(service.target, seeds)}")
+        print(f"## Errors of predictions\n\n{error_table(found)}\n", flush=True)
+        print("## Jumps\n")
+        for line in jump_table(service.target, seeds):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

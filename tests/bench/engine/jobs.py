@@ -75,8 +75,9 @@ class Job:
         self.fill()
 
     def publish(self) -> None:
-        """Take what stands in the spare place."""
+        """Take what stands in the spare place, with its Gram row: nothing is put off."""
         self.held.publish(starts_segment=self.time == 0)
+        self.held.settle()
         self.time += 1
 
     def solve(self) -> Answer:

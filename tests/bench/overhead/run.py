@@ -67,9 +67,9 @@ FULL: Final = Extent(
     narrow=(Setting("10M", 4, 200, every=1), Setting("100M", 1, 40, every=1)),
     weighed=tuple(
         Setting(
-            "100M",
+            model,
             4,
-            26,
+            20,
             "jump",
             optimizer=name,
             every=2,
@@ -78,7 +78,13 @@ FULL: Final = Extent(
             weigh=True,
             wait_seconds=20.0,
         )
-        for name, average in (("sgd", False), ("momentum", False), ("adam", False), ("sgd", True))
+        for model, name, average in (
+            ("30M", "sgd", False),
+            ("30M", "momentum", False),
+            ("30M", "adam", False),
+            ("30M", "momentum", True),
+            ("100M", "momentum", False),
+        )
     ),
 )
 QUICK: Final = Extent(

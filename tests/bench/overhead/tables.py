@@ -28,7 +28,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 def _times(cases: Sequence[Mapping[str, Any]], mode: str) -> str:
     head = [
-        "parameters", "batch", "every", "step, plain", "median step", "mean step", "whole run", "copies and waits",
+        "parameters", "batch", "every", "step, plain", "median step", "mean step", "whole run", "CPU time", "copies and waits",
         "blocked", "pushed", "dropped", "MB/s sent",
     ]  # fmt: skip
     rows = []
@@ -92,7 +92,15 @@ def _jumps(cases: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _memory(cases: Sequence[Mapping[str, Any]]) -> str:
-    head = ["parameters", "optimizer", "averaging", "between jumps", "at a jump", "jumps proposed"]
+    head = [
+        "parameters",
+        "optimizer",
+        "averaging",
+        "between jumps",
+        "at a jump",
+        "while it is watched",
+        "jumps",
+    ]
     rows = []
     for case in cases:
         setting, unit = case["setting"], case["parameter_bytes"]
@@ -101,7 +109,10 @@ def _memory(cases: Sequence[Mapping[str, Any]]) -> str:
                 setting["model"],
                 setting["optimizer"],
                 "yes" if setting["average"] else "no",
-                *(f"{case['peak_bytes'][kind] / unit:.2f}" for kind in ("between jumps", "at a jump")),
+                *(
+                    f"{case['peak_bytes'][kind] / unit:.2f}"
+                    for kind in ("between jumps", "at a jump", "watched")
+                ),
                 str(case["stats"]["jumps_proposed"]),
             ]
         )

@@ -8,6 +8,7 @@ Started by run.py, which says on which core. Prints one JSON object.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import itertools
 import json
@@ -35,6 +36,7 @@ WIDTHS: Final = {
     "0.1M": (784, 110, 110, 10),
     "1M": (784, 720, 580, 10),
     "10M": (784, 2700, 2900, 10),
+    "30M": (784, 5000, 5000, 10),
     "100M": (784, 9600, 9600, 10),
 }
 _BATCHES: Final = 4
@@ -150,13 +152,13 @@ def run(setting: Setting) -> dict[str, Any]:
             "run_seconds": time.perf_counter() - started,
             "cpu_seconds": time.process_time() - cpu_before,
         }
-    peaks: dict[str, int] = {"between jumps": 0, "at a jump": 0}
     with attach(trainer, setting) as ahead:
         attached = time.perf_counter() - started
         seconds = []
+        scales = Scales(ahead, setting.every, plain_peak)
         for number in range(setting.steps):
             if setting.weigh:
-                _weigh(ahead, lambda number=number: trainer.step(number), plain_peak, peaks)  # type: ignore[misc]
+                scales.weigh(functools.partial(trainer.step, number))
             else:
                 seconds.append(trainer.step(number))
         stepped, cpu = time.perf_counter() - started, time.process_time() - cpu_before
@@ -171,22 +173,39 @@ def run(setting: Setting) -> dict[str, Any]:
         "close_seconds": time.perf_counter() - started - stepped,
         "attach_seconds": attached,
         "stats": told,
-        "peak_bytes": peaks,
+        "peak_bytes": scales.peaks,
         "parameter_bytes": 4 * parameters_of(setting.model),
     }
 
 
-def _weigh(ahead: koopcast.Ahead, step: Callable[[], object], plain_peak: int, peaks: dict[str, int]) -> None:
-    """Peak of a step above plain training's; by whether the step tried to jump, or looked back on one."""
-    before = ahead.stats()
-    peak = _peak(step) - plain_peak
-    after = ahead.stats()
-    tried = (after.jumps_proposed, after.probe_evaluations) != (
-        before.jumps_proposed,
-        before.probe_evaluations,
-    )
-    kind = "at a jump" if tried else "between jumps"
-    peaks[kind] = max(peaks[kind], peak)
+class Scales:
+    """Peaks of steps above plain training's, by what the hook had to do with them. Unit: bytes.
+
+    Attributes:
+        peaks: ``"between jumps"``; ``"at a jump"``, steps that tried to, or looked back on one; ``"watched"``, the steps
+            after an accepted jump until it is looked back on.
+    """
+
+    def __init__(self, ahead: koopcast.Ahead, every: int, plain_peak: int) -> None:
+        """Begin at nothing."""
+        self._ahead = ahead
+        self._every = every
+        self._plain_peak = plain_peak
+        self._watched = 0
+        self.peaks = {"between jumps": 0, "at a jump": 0, "watched": 0}
+
+    def weigh(self, step: Callable[[], object]) -> None:
+        """Take a step, and note its peak."""
+        before = self._ahead.stats()
+        peak = _peak(step) - self._plain_peak
+        after = self._ahead.stats()
+        self._watched -= 1
+        kind = "watched" if self._watched >= 0 else "between jumps"
+        if after.probe_evaluations != before.probe_evaluations:
+            kind = "at a jump"
+        if after.jumps_accepted > before.jumps_accepted:
+            self._watched = self._every
+        self.peaks[kind] = max(self.peaks[kind], peak)
 
 
 def _peak(work: Callable[[], object]) -> int:

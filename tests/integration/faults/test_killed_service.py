@@ -11,7 +11,7 @@ import pytest
 
 import koopcast
 from faulty import SMALL, HookedRun, assert_serves, fill, persistently, weights
-from message_proxy import Direction, Proxy, proxied
+from message_proxy import Direction, Fate, Proxy, proxied
 from nursery import ForkedService
 
 SHORT = 700_000
@@ -37,10 +37,10 @@ class Mortal:
     proxy: Proxy
     back: threading.Event
 
-    def kill_after(self, direction: Direction, count: int, *, losing: bool) -> None:
+    def kill_after(self, direction: Direction, count: int, fate: Fate) -> None:
         """Once the next so many messages have passed."""
         self.back.clear()
-        self.proxy.after_messages(direction, count, self._replace, losing=losing)
+        self.proxy.after_messages(direction, count, self._replace, fate)
 
     def _replace(self) -> None:
         self.service.kill()
@@ -84,9 +84,9 @@ def assert_goes_on(mortal: Mortal, client: koopcast.Client, elements: int) -> No
             np.testing.assert_array_equal(told.displacement[name], moved)
 
 
-@pytest.mark.parametrize("losing", [False, True], ids=["after", "before"])
+@pytest.mark.parametrize("fate", ["cut", "lost"])
 @pytest.mark.parametrize("message", ["header", "first chunk", "last chunk", "commit", "ready", "ack", "result"])
-def test_at_each_message_of_a_push(mortal: Mortal, message: str, *, losing: bool) -> None:
+def test_at_each_message_of_a_push(mortal: Mortal, message: str, fate: Fate) -> None:
     elements = LONG if message == "ack" else SHORT
     with koopcast.connect(mortal.proxy.address, timeout_seconds=10.0) as client:
         job = opened(client, elements)
@@ -94,8 +94,8 @@ def test_at_each_message_of_a_push(mortal: Mortal, message: str, *, losing: bool
         taken = messages_of(mortal.proxy, lambda: job.push(1, weights(1, elements)))
         up = {"header": 1, "first chunk": 2, "last chunk": taken["up"] - 1, "commit": taken["up"]}
         down = {"ready": 1, "ack": 2, "result": taken["down"]}
-        mortal.kill_after("up" if message in up else "down", (up | down)[message], losing=losing)
-        if (message, losing) == ("result", False):  # the client knows, though the service does not any more
+        mortal.kill_after("up" if message in up else "down", (up | down)[message], fate)
+        if (message, fate) == ("result", "cut"):  # the client knows, though the service does not any more
             assert job.push(2, weights(2, elements)).outcome == "accepted"
         else:
             with pytest.raises(LOST):
@@ -103,15 +103,15 @@ def test_at_each_message_of_a_push(mortal: Mortal, message: str, *, losing: bool
         assert_goes_on(mortal, client, elements)
 
 
-@pytest.mark.parametrize("losing", [False, True], ids=["after", "before"])
+@pytest.mark.parametrize("fate", ["cut", "lost"])
 @pytest.mark.parametrize("message", ["request", "report", "first chunk", "last chunk"])
-def test_at_each_message_of_an_answer(mortal: Mortal, message: str, *, losing: bool) -> None:
+def test_at_each_message_of_an_answer(mortal: Mortal, message: str, fate: Fate) -> None:
     with koopcast.connect(mortal.proxy.address, timeout_seconds=10.0) as client:
         job = opened(client, SHORT)
         fill(job, 0, SHORT)
         taken = messages_of(mortal.proxy, lambda: job.predict_ahead(5.0))
         down = {"report": 1, "first chunk": 2, "last chunk": taken["down"]}
-        mortal.kill_after("up" if message == "request" else "down", down.get(message, 1), losing=losing)
+        mortal.kill_after("up" if message == "request" else "down", down.get(message, 1), fate)
         with pytest.raises(LOST):
             job.predict_ahead(5.0)
         assert_goes_on(mortal, client, SHORT)
@@ -125,7 +125,7 @@ def test_again_and_again_under_a_hook(mortal: Mortal) -> None:
             proposed = run.stats.jumps_proposed
             run.train_until(lambda stats: stats.jumps_proposed > proposed)  # noqa: B023  # called in this round
             direction: Direction = "up" if round_ % 2 else "down"
-            mortal.kill_after(direction, 1 + 3 * round_, losing=round_ % 3 == 0)
+            mortal.kill_after(direction, 1 + 3 * round_, "cut" if round_ % 3 else "lost")
             run.train_until(lambda _: mortal.back.is_set())
             run.train_until(lambda stats: stats.connected)
         proposed = run.stats.jumps_proposed

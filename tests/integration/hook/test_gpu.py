@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 import koopcast
+from koopcast.hook.buffers import BufferPool
+from koopcast.hook.selection import Selection
 from services import RunningService
 
 pytestmark = [
@@ -50,6 +52,24 @@ def test_refused_jumps_leave_no_trace_on_the_device(service: RunningService) -> 
     assert refused[:2] == plain[:2]
     assert refused[2] is not None
     assert refused[2].jumps_rejected >= 3
+
+
+def test_a_copy_under_way_is_of_the_weights_before_the_next_step() -> None:
+    """The copy runs on a stream of its own; what writes to the weights waits for it on the device, and nobody else."""
+    model = nn.Linear(4096, 4096, bias=False).cuda()
+    pool = BufferPool(Selection(model, None, averaged=False).specs, 2, pinned=True)
+    with torch.no_grad():
+        for step in range(50):
+            model.weight.fill_(float(step))
+            buffer = pool.take(0.0)
+            assert buffer is not None
+            pool.fill(buffer, dict(model.named_parameters()))
+            pool.hold_writers()
+            model.weight.fill_(-1.0)
+            buffer.wait()
+            values = buffer.tensors["weight"]
+            assert (values.min().item(), values.max().item()) == (step, step)
+            pool.give(buffer)
 
 
 def test_jumps_on_the_device(service: RunningService) -> None:

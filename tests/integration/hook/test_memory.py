@@ -1,41 +1,125 @@
-"""How much memory the hook takes of a trainer, measured on a process."""
+"""How much memory the hook takes of a trainer, beside what the trainer has itself."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import tracemalloc
+import warnings
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+import koopcast
+from koopcast.hook.policy import exhaustive
+from koopcast.hook.trial import Trial
 from services import REPOSITORY, RunningService
 
-PARAMETERS = 8 << 20  # 32 MiB, so that what does not grow with the model is little beside it
-SLACK = 0.4
-"""For what does not grow with the model: chunks on their way, threads, heaps. Unit: the parameters' bytes (13 MB)."""
+WINDOW, EVERY = 4, 2
+PARAMETERS = 1 << 20
+UNIT = 4 * PARAMETERS
+LITTLE = UNIT // 64
+"""Tensors below are not counted: they do not grow with the model."""
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "average"), [("sgd", False), ("adam", False), ("sgd", True)], ids=["sgd", "adam", "average"]
-)
-def test_memory_is_bounded(service: RunningService, optimizer: str, *, average: bool) -> None:
-    """Two snapshot buffers between jumps; at a jump also two displacements; what undoing needs is copied into both.
+def tensors_alive() -> float:
+    """Bytes of all large tensors there are, in units of the parameters'."""
+    found: dict[int, int] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # asking every object what it is wakes some that are deprecated
+        for one in gc.get_objects():
+            if issubclass(type(one), torch.Tensor) and one.layout == torch.strided:
+                storage = one.untyped_storage()
+                found[storage.data_ptr()] = storage.nbytes()
+    return sum(size for size in found.values() if size > LITTLE) / UNIT
 
-    Of Adam's state of two parameters' size, one does not fit there: it lies beside them until the jump was looked
-    back on.
-    """
+
+class Watched:
+    """A trainer of weights that approach 1, and what was alive at each moment of an attempt."""
+
+    def __init__(self, optimizer: str) -> None:
+        self.model = nn.Linear(1024, PARAMETERS // 1024, bias=False)
+        if optimizer == "adam":
+            self.optimizer: torch.optim.Optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        else:
+            self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.02, momentum=0.5)
+        self.model.weight.grad = torch.empty_like(self.model.weight)
+        self.train(2)
+        self.before = tensors_alive()
+        self.probes: list[float] = []
+        self.alive: list[float] = []
+
+    def train(self, count: int) -> None:
+        for _ in range(count):
+            assert self.model.weight.grad is not None
+            self.model.weight.grad.copy_(self.model.weight.detach()).sub_(1.0)
+            self.optimizer.step()
+
+    def look(self) -> float:
+        self.alive.append(tensors_alive() - self.before)
+        return self.alive[-1]
+
+    def probe(self) -> float:
+        """Of the candidates the second is the best, so that it is held while others are looked at."""
+        self.look()
+        with torch.no_grad():
+            self.probes.append(1.0 - self.model.weight.mean().item())
+        return self.probes[-1] if len(self.probes) != 3 else self.probes[0] / 2
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("average", [False, True])
+def test_an_attempt_holds_four_times_the_parameters_at_most(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch, optimizer: str, *, average: bool
+) -> None:
+    """Two snapshot buffers, which undoing borrows, and two displacements; of Adam's two states one does not fit there."""
+    run = Watched(optimizer)
+    write = Trial._write
+
+    def watched_write(trial: Trial, candidate: Any) -> bool:
+        run.look()
+        return write(trial, candidate)
+
+    monkeypatch.setattr(Trial, "_write", watched_write)
+    mean, beside = int(average), int(optimizer == "adam")
+    tracemalloc.start()
+    try:
+        with koopcast.attach(
+            run.model, run.optimizer, service.target, probe=run.probe, every=EVERY, average=average,
+            horizons=[2, 3, 4, 5], operator=koopcast.Operator(window=WINDOW, rank=2), search=exhaustive,
+            wait_seconds=30.0,
+        ) as ahead:  # fmt: skip
+            run.train(WINDOW * EVERY - 1)
+            assert run.look() == 2 + mean
+            tracemalloc.reset_peak()
+            run.train(1)
+            arrays = tracemalloc.get_traced_memory()[1] / UNIT
+            assert ahead.stats().jumps_accepted == 1
+            assert run.look() == 2 + mean + beside
+            run.train(EVERY)
+            assert ahead.stats().jumps_undone == 0
+            run.train(1)
+            assert run.look() == 2 + mean
+    finally:
+        tracemalloc.stop()
+    assert len(run.probes) == 6  # now, four candidates, and a stride later
+    assert max(run.alive) <= 4 + mean
+    assert arrays < 3  # NumPy holds: the best displacement, the one that arrives, and chunks on their way
+
+
+@pytest.mark.parametrize("optimizer", ["adam"])
+def test_so_does_the_process(service: RunningService, optimizer: str) -> None:
+    """With what does not grow with the model: chunks on their way, threads, heaps."""
+    parameters, unmeasured = 32 << 20, 80 << 20
     paths = [str(REPOSITORY / part) for part in ("client", "server", "tests/support")]
     script = str(REPOSITORY / "tests/support/remembering.py")
     ended = subprocess.run(
-        [
-            sys.executable,
-            script,
-            service.target,
-            optimizer,
-            "average" if average else "single",
-            str(PARAMETERS),
-        ],
+        [sys.executable, script, service.target, optimizer, "single", str(parameters)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -44,12 +128,9 @@ def test_memory_is_bounded(service: RunningService, optimizer: str, *, average: 
     )
     assert ended.returncode == 0, ended.stderr
     held = json.loads(ended.stdout)
-    print(held)
+    slack = unmeasured / (4 * parameters)
     assert (held["accepted"], held["undone"], held["errors"]) == (1, 0, 0), held
-    assert held["probes"] == 6, held
-    mean = 1 if average else 0
-    beside = 1 if optimizer == "adam" else 0
-    assert held["between"] <= 2 + mean + SLACK, held
-    assert held["at_the_jump"] <= 4 + mean + SLACK, held
-    assert held["after"] <= 2 + beside + mean + SLACK, held
-    assert held["looking_back"] <= 4 + mean + SLACK, held
+    assert held["between"] <= 2 + slack, held
+    assert held["at_the_jump"] <= 4 + slack, held
+    assert held["after"] <= 3 + slack, held
+    assert held["looking_back"] <= 4 + slack, held

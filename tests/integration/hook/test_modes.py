@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -64,7 +64,8 @@ def test_an_observer_tells_what_it_would_have_done_and_does_nothing(
 
 def test_observing_leaves_training_bit_identical(service: RunningService) -> None:
     ends = []
-    for mode in ("off", "observe"):
+    modes: tuple[Literal["off", "observe"], ...] = ("off", "observe")
+    for mode in modes:
         seed_all()
         model = smooth_net()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -84,7 +85,7 @@ def test_observing_leaves_training_bit_identical(service: RunningService) -> Non
             service.target,
             mode=mode,
             probe=probe,
-            **SETTINGS,  # type: ignore[arg-type]
+            **SETTINGS,
         ) as ahead:
             train(model, optimizer, 60)
             assert (ahead.stats().jumps_proposed > 0) == (mode == "observe")
@@ -123,8 +124,7 @@ def test_strict_raises_when_the_service_dies() -> None:
             train(model, optimizer, EVERY)
             service.kill()
             with pytest.raises(koopcast.KoopcastError):
-                for _ in range(200):
-                    train(model, optimizer, EVERY)
+                train(model, optimizer, 10_000)
 
 
 def test_strict_raises_what_a_probe_raises(service: RunningService, caplog: pytest.LogCaptureFixture) -> None:
@@ -157,8 +157,7 @@ def test_weights_that_are_not_finite_raise_when_strict(service: RunningService) 
         with torch.no_grad():
             model.get_parameter("0.bias")[0] = torch.nan
         with pytest.raises(koopcast.InvalidArgument, match="nan"):
-            for _ in range(20):
-                train(model, optimizer, EVERY)
+            train(model, optimizer, 10_000)
 
 
 class Writer:
@@ -236,12 +235,9 @@ def test_a_writer_that_raises_is_counted_and_told_of_once(
     ids=str,
 )
 def test_settings_that_cannot_work(settings: dict[str, Any]) -> None:
-    run = LinearTraining()
     model = smooth_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(
-        koopcast.InvalidArgument, match=next(iter(settings)).replace("wire_dtype", "wire_dtype")
-    ):
+    with pytest.raises(koopcast.InvalidArgument, match=next(iter(settings))):
         koopcast.attach(model, optimizer, "127.0.0.1:1", **settings)
 
 

@@ -154,7 +154,7 @@ def test_a_compiled_model_and_step_jump_like_plain_ones(service: RunningService)
 )
 def test_every_way_to_step_is_seen(service: RunningService, settings: dict[str, bool]) -> None:
     model = smooth_net()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, **settings)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, **settings)  # type: ignore[arg-type]  # of the names
     with attach(model, optimizer, service) as ahead:
         train(model, optimizer, 3 * WINDOW * EVERY)
         stats = ahead.stats()
@@ -166,13 +166,15 @@ def test_every_way_to_step_is_seen(service: RunningService, settings: dict[str, 
 @pytest.mark.parametrize("policy", ["keep", "reset"])
 def test_lbfgs_with_its_closure(service: RunningService, policy: Any) -> None:
     model = smooth_net()
-    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.05, max_iter=2, history_size=4)
+    optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
+        model.parameters(), lr=0.05, max_iter=2, history_size=4
+    )
 
-    def closure() -> Tensor:
+    def closure() -> float:
         optimizer.zero_grad()
         loss = loss_of(model)
         backward(loss)
-        return loss
+        return loss.item()
 
     before = loss_of(model).item()
     with attach(model, optimizer, service, optimizer_state=policy) as ahead:
@@ -187,9 +189,11 @@ def test_lbfgs_with_its_closure(service: RunningService, policy: Any) -> None:
 
 def test_several_groups_and_a_schedule_for_one_of_them(service: RunningService) -> None:
     model = smooth_net()
-    optimizer = torch.optim.SGD(
-        [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.01}], lr=0.05
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": list(model[0].parameters())},
+        {"params": list(model[2].parameters()), "lr": 0.01},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.05)
     with attach(model, optimizer, service) as ahead:
         train(model, optimizer, 2 * WINDOW * EVERY)
         assert ahead.stats().jumps_accepted >= 1
@@ -257,7 +261,7 @@ def test_batchnorm_is_recomputed_after_a_jump(service: RunningService) -> None:
     model = NoisyNet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     inputs, targets = data()
-    halves = list(zip(inputs.split(32), targets.split(32), strict=True))
+    halves = list(zip(torch.split(inputs, 32), torch.split(targets, 32), strict=True))
 
     def probe() -> Tensor:
         model.eval()

@@ -26,7 +26,7 @@ def run_with(service: RunningService, snapshots: str, count: int = 120, **settin
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5)
     arguments: dict[str, Any] = {"operator": SMALL, "probe": lambda: loss_of(model), "wait_seconds": PATIENT}
     with koopcast.attach(
-        model, optimizer, service.target, every=EVERY, snapshots=snapshots, **{**arguments, **settings}
+        model, optimizer, service.target, **{**arguments, "every": EVERY, "snapshots": snapshots, **settings}
     ) as ahead:
         train(model, optimizer, count)
         return model, ahead.stats()
@@ -108,9 +108,10 @@ def test_the_slot_of_the_ring_is_the_only_copy(service: RunningService) -> None:
         run.model, run.optimizer, service.target, probe=run.distance, every=EVERY, snapshots="trainer", operator=SMALL,
         wait_seconds=PATIENT,
     ) as ahead:  # fmt: skip
-        recorder = ahead._leader.recorder  # type: ignore[union-attr]
-        (slot,) = recorder._pool._free.queue
-        window = recorder._pool._ring.window  # type: ignore[attr-defined]
+        hidden: Any = ahead
+        pool = hidden._leader.recorder._pool
+        (slot,) = pool._free.queue
+        window = pool._ring.window
         for step in run.train(3 * EVERY):
             if step % EVERY:
                 continue
@@ -121,25 +122,24 @@ def test_the_slot_of_the_ring_is_the_only_copy(service: RunningService) -> None:
             assert torch.equal(
                 torch.cat([part.flatten() for part in window.split(window.last).values()]), weights(run.model)
             )
-        assert window.nbytes == type(window).bytes_needed(ahead._trainer.selection.specs, SMALL)
+        assert window.nbytes == type(window).bytes_needed(hidden._trainer.selection.specs, SMALL)
 
 
 def test_a_lost_service_is_found_again_with_an_empty_window() -> None:
     run = LinearTraining()
-    with running_service("--http", "off") as service:
-        with koopcast.attach(
-            run.model, run.optimizer, service.target, probe=run.distance, every=EVERY, snapshots="trainer",
-            operator=SMALL, wait_seconds=PATIENT, horizons=[10],
-        ) as ahead:  # fmt: skip
-            for step in run.train(200):
-                if step == 2 * EVERY:
-                    settled(ahead, 2)
-                    service.kill()
-                if step == 3 * EVERY + 1:
-                    service.restart()
-                    while not ahead.stats().connected:
-                        time.sleep(0.01)
-            stats = ahead.stats()
+    with running_service("--http", "off") as service, koopcast.attach(
+        run.model, run.optimizer, service.target, probe=run.distance, every=EVERY, snapshots="trainer",
+        operator=SMALL, wait_seconds=PATIENT, horizons=[10],
+    ) as ahead:  # fmt: skip
+        for step in run.train(200):
+            if step == 2 * EVERY:
+                settled(ahead, 2)
+                service.kill()
+            if step == 3 * EVERY + 1:
+                service.restart()
+                while not ahead.stats().connected:
+                    time.sleep(0.01)
+        stats = ahead.stats()
     assert stats.service_errors >= 1
     assert stats.snapshots_dropped >= 1
     assert stats.jumps_accepted >= 1

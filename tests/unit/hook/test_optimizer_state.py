@@ -102,13 +102,13 @@ def test_keep_touches_nothing_and_others_stay() -> None:
 @pytest.mark.parametrize("policy", ["reset", "rescale"])
 def test_lbfgs_forgets_its_history(policy: Any) -> None:
     model = smooth_net()
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+    optimizer: torch.optim.Optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
 
-    def closure() -> Tensor:
+    def closure() -> float:
         optimizer.zero_grad()
         loss = loss_of(model)
         torch.autograd.backward(loss)
-        return loss
+        return loss.item()
 
     optimizer.step(closure)
     assert optimizer.state
@@ -126,7 +126,7 @@ class Eager(torch.optim.Optimizer):
             for parameter in group["params"]:
                 self.state[parameter] = {"velocity": torch.zeros_like(parameter), "step": 0}
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # nobody gives one
         with torch.no_grad():
             for parameter, state in self.state.items():
                 state["step"] += 1
