@@ -15,6 +15,7 @@ import numpy as np
 
 __all__ = [
     "MIB",
+    "cpu_seconds",
     "machine",
     "nice_seconds",
     "quantiles",
@@ -102,6 +103,12 @@ def status_bytes(name: str, process_id: int | str = "self") -> int:
     if line is None:
         raise RuntimeError(f"this system does not tell {name} of a process")
     return int(line.split()[0]) << 10
+
+
+def cpu_seconds(process_id: int) -> float:
+    """Processor time that a process has taken so far, all threads together. Unit: seconds, in steps of 10 ms."""
+    fields = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _first(path: str, name: str) -> str | None:

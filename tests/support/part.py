@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ class Approach(nn.Module):
 def main(store: str, rank: int, target: str, events: Path, settings: dict[str, Any]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=settings["ranks"])
     model: Any
+    loss: Callable[[], Tensor]
     mesh: Any = init_device_mesh("cpu", (settings["ranks"],))
     if settings["kind"] == "fsdp":
         model = uneven_net()

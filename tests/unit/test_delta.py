@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -168,3 +169,24 @@ def test_what_was_sent_of_a_step_is_remembered() -> None:
     differences.note_held((1, 1), sent(layout, arrays, 8, b"next"), None)
     assert differences.digest_of((1, 0), 7) == b"sent"
     assert differences.digest_of((1, 1), 8) == b"next"
+
+
+@pytest.mark.parametrize(("encoding", "wire"), CODES)
+def test_a_push_needs_the_reference_and_little_more(encoding: EncodingName, wire: str) -> None:
+    arrays = {"w": np.ones(4 << 20, np.float32)}
+    layout = layout_of(arrays)
+    code = DifferenceCode.of(layout, encoding, wire)
+    assert code is not None
+    differences = Differences(layout, code)
+    tracemalloc.start()
+    try:
+        differences.note_held((1, 0), sent(layout, arrays), None)
+        payload = differences.payload(flat(layout, arrays))
+        assert payload is not None
+        for start, stop in payload.ranges(0):
+            payload.read(start, stop)
+        differences.note_held((1, 1), sent(layout, arrays), payload)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 16 << 20 < peak < 20 << 20

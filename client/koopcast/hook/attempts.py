@@ -48,9 +48,7 @@ class Attempts:
         """The probe's loss of the model as it is."""
         return self._trial(HeldDisplacements(), Arena()).loss_now()
 
-    def choose(
-        self, predictions: Sequence[Prediction], *, undoable: bool
-    ) -> tuple[Choice, Departure | None]:
+    def choose(self, predictions: Sequence[Prediction], *, undoable: bool) -> tuple[Choice, Departure | None]:
         """Search, and make the jump if one is accepted.
 
         Args:

@@ -272,9 +272,7 @@ class Leader:
     def _propose(self, predictions: Sequence[Prediction], schedule: JumpSchedule) -> bool:
         probes_before = self._counters.probe_evaluations
         step = schedule.decided_at
-        choice, departure = self._attempts.choose(
-            predictions, undoable=schedule.watching or self.shared
-        )
+        choice, departure = self._attempts.choose(predictions, undoable=schedule.watching or self.shared)
         self._counters.last_decision = choice.reason
         if choice.accepted:
             schedule.jumped(step)

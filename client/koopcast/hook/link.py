@@ -139,7 +139,8 @@ class Link:
             self._thread.join(_STOP_SECONDS)
         self._client.close()
         if elsewhere:
-            self._thread.join(_STOP_SECONDS)  # what it was waiting for has been cancelled: it counts what it drops
+            # What it was waiting for has been cancelled: it counts what it drops.
+            self._thread.join(_STOP_SECONDS)
 
     def _run(self) -> None:
         while not self._stopping:

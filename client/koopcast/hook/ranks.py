@@ -3,6 +3,10 @@
 Collectives run only when attached and at the fixed jump steps, in a process group of the hook's own (gloo, in host
 memory), so that neither the trainer's collectives nor their order are touched. None of them waits for ever: where a rank
 died, or does not come in time, the others get a `RanksLostError`, and go on training without jumps.
+
+A jump stays where all ranks said in one last collective that they made it; where that fails it is undone. No protocol can
+do better than make the gap small: a rank that stops for longer than the wait after it has said so, and before it has heard
+the others, undoes its jump alone.
 """
 
 from __future__ import annotations
@@ -81,12 +85,6 @@ class Ranks:
         if self.several and self.leading:
             with contextlib.suppress(RanksLostError):  # the next meeting will say so
                 self._told(_BUSY, [])
-
-    def agree(self, numbers: Sequence[int]) -> list[int]:
-        """The first rank's numbers, on all ranks; returns only when all are here and have got them."""
-        told = self.tell(numbers)
-        self.any_of(False)
-        return told
 
     def tell_text(self, text: str) -> str:
         """The first rank's text (at most 1 KiB), on all ranks."""

@@ -47,9 +47,15 @@ Floats = npt.NDArray[np.float32]
 
 
 class Contender(Protocol):
-    """One way to move an array to another process and back."""
+    """One way to move an array to another process and back.
+
+    Attributes:
+        name: for the tables.
+        receiver: id of the process at the other end; 0: not known.
+    """
 
     name: str
+    receiver: int
 
     def send(self, array: Floats) -> None:
         """Moves `array` there; returns when the other side has said that it has it."""
@@ -74,7 +80,7 @@ def peer(kind: str, nbytes: int, directory: Path) -> Iterator[dict[str, str]]:
     assert process.stdin is not None
     with process:
         try:
-            yield json.loads(process.stdout.readline())
+            yield {**json.loads(process.stdout.readline()), "process": str(process.pid)}
         finally:
             process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -88,6 +94,7 @@ class RawSocket:
     def __init__(self, transport: Transport, address: str, directory: Path) -> None:
         """Connect."""
         self.name = "raw socket"
+        self.receiver = 0
         if transport == "unix":
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket.connect(address)
@@ -123,6 +130,7 @@ class Plain:
     def __init__(self, transport: Transport, address: str, directory: Path) -> None:
         """Open the channel."""
         self.name = "plain protobuf-bytes stream"
+        self.receiver = 0
         if transport == "tls":
             credentials = grpc.ssl_channel_credentials((directory / "ca.pem").read_bytes())
             self._channel = grpc.secure_channel(address, credentials, options=peers.GRPC_OPTIONS)
@@ -173,6 +181,7 @@ class Flight:
     def __init__(self, transport: Transport, address: str, directory: Path) -> None:
         """Connect."""
         self.name = "PyArrow Flight"
+        self.receiver = 0
         self._arrow: Any = importlib.import_module("pyarrow")
         self._flight: Any = importlib.import_module("pyarrow.flight")
         secured = {"tls_root_certs": (directory / "ca.pem").read_bytes()} if transport == "tls" else {}
@@ -226,6 +235,7 @@ class Koopcast:
                 otherwise; the hook tells it.
         """
         self.name = "koopcast, keeping weights" if keeping else "koopcast"
+        self.receiver = 0
         self._client = koopcast.connect(target, ca=ca, timeout_seconds=120.0)
         self.job = self._client.open_job(
             f"transfer-{os.getpid()}-{time.monotonic_ns()}",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from recording import quantiles
+from recording import cpu_seconds, quantiles
 from services import running_service
 from transfer.contenders import (
     Contender,
@@ -45,8 +45,8 @@ class Workplace:
     serve: tuple[str, ...] = ()
 
     @contextlib.contextmanager
-    def service(self, transport: Transport) -> Iterator[tuple[str, Path | None]]:
-        """A service reached over `transport`: its target, and the authority's certificate for TLS."""
+    def service(self, transport: Transport) -> Iterator[tuple[str, Path | None, int]]:
+        """A service reached over `transport`: its target, the authority's certificate for TLS, its process id."""
         options = list(self.serve)
         ca = self.directory / "ca.pem" if transport == "tls" else None
         if transport == "unix":
@@ -59,7 +59,7 @@ class Workplace:
                 str(self.directory / "server.key"),
             ]
         with running_service(*options) as service:
-            yield service.target, ca
+            yield service.target, ca, service.process.pid
 
 
 def bulk(workplace: Workplace, transport: Transport, nbytes: int) -> dict[str, Any]:
@@ -68,19 +68,23 @@ def bulk(workplace: Workplace, transport: Transport, nbytes: int) -> dict[str, A
     array = np.random.default_rng(1).standard_normal(elements, np.float32)
     out = np.ones(elements, np.float32)  # resident
     times: dict[str, dict[str, list[float]]] = {"push": {}, "answer": {}, "answer without combination": {}}
-    cpu: dict[str, list[float]] = {}
+    sending: dict[str, list[float]] = {}
+    receiving: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
-        target, ca = stack.enter_context(workplace.service(transport))
+        target, ca, process_id = stack.enter_context(workplace.service(transport))
         ours = [Koopcast(target, elements, ca=ca)]
         if transport == "tcp":
             ours.append(Koopcast(target, elements, keeping=True))
+        for each in ours:
+            each.receiver = process_id
         rivals = _rivals(stack, workplace.directory, transport, nbytes)
         for lap in range(workplace.rounds + 1 + 2):  # 2 laps more fill the window, 1 warms up
             kept = lap >= 3
             for contender in [*ours, *rivals]:
-                before = time.process_time()
+                before, over_there = time.process_time(), cpu_seconds(contender.receiver)
                 _note(times["push"], contender, _seconds(contender.send, array), kept=kept)
-                _note(cpu, contender, time.process_time() - before, kept=kept)
+                _note(sending, contender, time.process_time() - before, kept=kept)
+                _note(receiving, contender, cpu_seconds(contender.receiver) - over_there, kept=kept)
                 if isinstance(contender, Koopcast):
                     contender.settle()
             array *= np.float32(0.999)
@@ -95,7 +99,13 @@ def bulk(workplace: Workplace, transport: Transport, nbytes: int) -> dict[str, A
                         contender.settle()
         for contender in [*ours, *rivals]:
             contender.close()
-    return {"transport": transport, "bytes": nbytes, "seconds": times, "sender's CPU seconds": cpu}
+    return {
+        "transport": transport,
+        "bytes": nbytes,
+        "seconds": times,
+        "sender's CPU seconds": sending,
+        "receiver's CPU seconds": receiving,
+    }
 
 
 def small(workplace: Workplace, transport: Transport, nbytes: int, count: int) -> dict[str, Any]:
@@ -104,7 +114,7 @@ def small(workplace: Workplace, transport: Transport, nbytes: int, count: int) -
     array = np.random.default_rng(1).standard_normal(elements, np.float32)
     times: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
-        target, ca = stack.enter_context(workplace.service(transport))
+        target, ca, _ = stack.enter_context(workplace.service(transport))
         contenders: list[Contender] = [
             Koopcast(target, elements, ca=ca),
             *_rivals(stack, workplace.directory, transport, nbytes),
@@ -130,7 +140,7 @@ def sustained(workplace: Workplace, nbytes: int, windows: Sequence[int], pushes:
     array = np.random.default_rng(1).standard_normal(elements, np.float32)
     times: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
-        target, _ = stack.enter_context(workplace.service("tcp"))
+        target, _, _ = stack.enter_context(workplace.service("tcp"))
         ours = {f"koopcast, window {window}": Koopcast(target, elements, window=window) for window in windows}
         addresses = stack.enter_context(peer("socket", nbytes, workplace.directory))
         raw = RawSocket("tcp", addresses["tcp"], workplace.directory)
@@ -163,15 +173,17 @@ def _rivals(
     sockets = stack.enter_context(peer("socket", nbytes, directory))
     yardstick = RawSocket("tcp", sockets["tcp"], directory)
     yardstick.name = YARDSTICK
-    rivals: list[Contender] = [yardstick]
+    rivals: list[tuple[Contender, str]] = [(yardstick, sockets["process"])]
     if transport != "tcp":
-        rivals.append(RawSocket(transport, sockets[transport], directory))
+        rivals.append((RawSocket(transport, sockets[transport], directory), sockets["process"]))
     plain = stack.enter_context(peer("plain", nbytes, directory))
-    rivals.append(Plain(transport, plain[transport], directory))
+    rivals.append((Plain(transport, plain[transport], directory), plain["process"]))
     if flight_is_installed():
         flights = stack.enter_context(peer("flight", nbytes, directory))
-        rivals.append(Flight(transport, flights[transport], directory))
-    return rivals
+        rivals.append((Flight(transport, flights[transport], directory), flights["process"]))
+    for contender, process in rivals:
+        contender.receiver = int(process)
+    return [contender for contender, _ in rivals]
 
 
 def _seconds(work: Callable[..., object], *arguments: Any) -> float:

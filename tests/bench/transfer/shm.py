@@ -56,6 +56,7 @@ class SharedMemory:
     def __init__(self, address: Mapping[str, str], *, checked: bool) -> None:
         """Attach to the receiver's ring."""
         self.name = "shared memory, checksums" if checked else "shared memory, no checksums"
+        self.receiver = 0
         self._checked = checked
         self._ring = shared_memory.SharedMemory(address["ring"])
         resource_tracker.unregister(self._ring._name, "shared_memory")  # type: ignore[attr-defined]  # the receiver unlinks it
@@ -95,6 +96,7 @@ class LeanSocket:
     def __init__(self, address: Mapping[str, str]) -> None:
         """Connect."""
         self.name = "Unix socket, as lean, checksums"
+        self.receiver = 0
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(address["unix"])
         self._socket.sendall(_SOCKET)
@@ -202,7 +204,7 @@ def measure(nbytes: int, rounds: int, directory: Path) -> dict[str, Any]:
     times: dict[str, list[float]] = {}
     workplace = Workplace(directory, rounds, ("--memory-limit", "8GiB"))
     with contextlib.ExitStack() as stack:
-        target, _ = stack.enter_context(workplace.service("unix"))
+        target, _, _ = stack.enter_context(workplace.service("unix"))
         sockets = stack.enter_context(peer("socket", nbytes, directory))
         ring = stack.enter_context(receiver(directory, nbytes))
         ours = Koopcast(target, nbytes // 4)

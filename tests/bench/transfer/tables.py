@@ -15,6 +15,7 @@ __all__ = ["markdown"]
 
 _NAMES: Final = {"tcp": "TCP", "tls": "TLS", "unix": "Unix socket"}
 _FLIGHT: Final = "PyArrow Flight"
+_MORE: Final = {"push": 4, "answer": 2}
 _LEAST_SPLIT: Final = 16 << 20
 """Below it an answer's parts take less than they vary by."""
 
@@ -49,7 +50,6 @@ def _bulk(measured: Sequence[Mapping[str, Any]], direction: str) -> str:
             if direction.startswith("answer without") and case["bytes"] < _LEAST_SPLIT:
                 continue
             rates = [case["bytes"] / 1e9 / value for value in values]
-            cpu = case["sender's CPU seconds"].get(name) if direction == "push" else None
             rows.append(
                 [
                     _size(case["bytes"]),
@@ -58,17 +58,31 @@ def _bulk(measured: Sequence[Mapping[str, Any]], direction: str) -> str:
                     spread(rates),
                     _share(reference, values),
                     _share(np.array(own), values) if own else "",
-                    f"{np.median(cpu) / case['bytes'] * 1e9:.2f}" if cpu else "",
+                    *(_cpu(case, side, name) for side in ("sender", "receiver") if direction == "push"),
                 ]
             )
         if _FLIGHT not in yardstick and not direction.startswith("answer without"):
             rows.append(
-                [_size(case["bytes"]), _NAMES[case["transport"]], _FLIGHT, FLIGHT_MISSING, "", "", ""]
+                [
+                    _size(case["bytes"]),
+                    _NAMES[case["transport"]],
+                    _FLIGHT,
+                    FLIGHT_MISSING,
+                    *[""] * _MORE[direction],
+                ]
             )
-    head = ["bytes", "transport", "", "GB/s", "of raw TCP", "of the raw transport", "sender's CPU s/GB"]
-    if direction != "push":
-        head, rows = head[:-1], [row[:-1] for row in rows]
+    head = ["bytes", "transport", "", "GB/s", "of raw TCP", "of the raw transport"]
+    if direction == "push":
+        head += ["sender's CPU s/GB", "receiver's"]
     return table(head, rows)
+
+
+def _cpu(case: Mapping[str, Any], side: str, name: str) -> str:
+    """Mean processor time of one side. Unit: seconds per GB."""
+    if case["bytes"] < _LEAST_SPLIT:  # the kernel counts a receiver's in steps of 10 ms
+        return ""
+    seconds = case[f"{side}'s CPU seconds"][name]
+    return f"{np.mean(seconds) / case['bytes'] * 1e9:.2f}"
 
 
 def _share(reference: Any, values: Sequence[float]) -> str:
