@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
@@ -49,14 +50,20 @@ class Embedded:
         atexit.register(self.stop)  # for clients that are never closed
 
     def stop(self) -> None:
-        """Stops the service and removes its directory; nothing in a process forked from its own."""
+        """Stops the service and removes its directory; nothing in a process forked from its own.
+
+        Where a computation takes longer than this waits, the interpreter's end, which waits for it, calls this again: the
+        service's thread must not run on while the interpreter goes.
+        """
         if self._process_id != os.getpid():
             return
-        atexit.unregister(self.stop)
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
+            with contextlib.suppress(RuntimeError):  # it has ended just now
+                self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(timeout=_STOP_SECONDS)
         shutil.rmtree(self._directory, ignore_errors=True)
+        if not self._thread.is_alive():
+            atexit.unregister(self.stop)
 
     def _run(self) -> None:
         try:

@@ -12,8 +12,10 @@ import koopcast
 from faulty import assert_serves, wait_until
 from nursery import ForkedService, Nursery
 
-SECONDS = 10.0
-"""An end takes 2 s at most where the service hangs, and a second where it does not; the machine is shared."""
+SECONDS = 30.0
+"""A script's whole life; the machine is shared."""
+END_SECONDS = 15.0
+"""From a signal to the end: at most 6 s where the service hangs, and a second where it does not."""
 
 PREAMBLE = """
 import sys, threading, time, warnings
@@ -21,9 +23,9 @@ import torch, koopcast
 from trainers import steps
 warnings.simplefilter("error")
 target, job = sys.argv[1] or None, sys.argv[2]
-model = torch.nn.Linear(1000, 1000)
+model = torch.nn.Linear(300, 300)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-inputs = torch.rand(1, 1000)
+inputs = torch.rand(1, 300)
 loss = lambda model: model(inputs).square().mean()
 
 def attach():
@@ -49,9 +51,6 @@ ENDS = {
         "ahead = attach()\ndef run():\n    train(30)\n    sys.exit(3)\n"
         "thread = threading.Thread(target=run); thread.start(); thread.join()"
     ),
-    "daemon thread": (
-        "ahead = attach(); threading.Thread(target=train_for_ever, daemon=True).start(); time.sleep(0.5)"
-    ),
 }
 STATUSES = {"sys.exit": 3, "exception": 1, "exception in the block": 1}
 
@@ -65,12 +64,13 @@ def service(cradle: Nursery) -> Iterator[ForkedService]:
     assert started.errors == []
 
 
-@pytest.mark.parametrize("embedded", [False, True], ids=["remote", "embedded"])
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize(
+    ("end", "embedded"), [*((end, False) for end in ENDS), ("plain", True), ("exception", True)]
+)
 def test_of_its_own(cradle: Nursery, service: ForkedService, job_name: str, end: str, *, embedded: bool) -> None:
     script = cradle.script(PREAMBLE + ENDS[end], "" if embedded else service.target, job_name)
     status, output, errors = script.finish(SECONDS)
-    assert (status, output.replace("training\n", "")) == (STATUSES.get(end, 0), "")
+    assert (status, output) == (STATUSES.get(end, 0), "")
     if "exception" in end:
         assert errors.count("Traceback") == 1
         assert errors.endswith("\nZeroDivisionError\n")
@@ -80,8 +80,9 @@ def test_of_its_own(cradle: Nursery, service: ForkedService, job_name: str, end:
         assert_job(service, job_name, kept=end == "exception in the block")
 
 
-@pytest.mark.parametrize("embedded", [False, True], ids=["remote", "embedded"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "embedded"), [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, False)]
+)
 def test_by_a_signal(
     cradle: Nursery, service: ForkedService, job_name: str, number: signal.Signals, *, embedded: bool
 ) -> None:
@@ -89,7 +90,7 @@ def test_by_a_signal(
     script = cradle.script(code, "" if embedded else service.target, job_name)
     assert script.stdout.readline() == "training\n"
     script.send_signal(number)
-    status, _, errors = script.finish(SECONDS)
+    status, _, errors = script.finish(END_SECONDS)
     assert status == -number
     if number == signal.SIGINT:
         assert errors.count("Traceback") == 1
@@ -98,8 +99,7 @@ def test_by_a_signal(
             assert_job(service, job_name, kept=False)
     else:  # nothing of ours runs then: the lease expires by itself
         assert errors == ""
-        if not embedded:
-            assert_job(service, job_name, kept=True)
+        assert_job(service, job_name, kept=True)
 
 
 def test_though_the_service_hangs(cradle: Nursery, own_service: ForkedService) -> None:
@@ -108,7 +108,7 @@ def test_though_the_service_hangs(cradle: Nursery, own_service: ForkedService) -
     own_service.pause()
     time.sleep(0.3)
     script.send_signal(signal.SIGINT)
-    status, _, errors = script.finish(SECONDS)
+    status, _, errors = script.finish(END_SECONDS)
     assert (status, errors.count("Traceback")) == (-signal.SIGINT, 1)
     own_service.resume()
     assert_serves(own_service.target, "other")
