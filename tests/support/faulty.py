@@ -75,18 +75,19 @@ class HookedRun:
     Attributes:
         ahead: the hook.
         model: trained by it.
+        optimizer: which trains it.
     """
 
     def __init__(self, target: str, job: str, *, every: int = 2, wait_seconds: float = 0.2, **more: Any) -> None:
         """Attach."""
         seed_all()
         self.model = smooth_net()
-        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
         self.every = every
         self._wait_seconds = wait_seconds
         self._attempts: set[int] = set()
         self.ahead = koopcast.attach(
-            self.model, self._optimizer, target, job=job, operator=SMALL, every=every, wait_seconds=wait_seconds,
+            self.model, self.optimizer, target, job=job, operator=SMALL, every=every, wait_seconds=wait_seconds,
             probe=lambda: 1.0, tensorboard=self, **more,
         )  # fmt: skip
 
@@ -101,7 +102,7 @@ class HookedRun:
 
     def train(self, count: int) -> None:
         """Train on."""
-        for _ in steps(self.model, self._optimizer, count):
+        for _ in steps(self.model, self.optimizer, count):
             pass
 
     def train_until(self, true: Callable[[Stats], object], seconds: float = PATIENCE_SECONDS) -> None:
@@ -121,7 +122,7 @@ class HookedRun:
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         for _ in steps(model, optimizer, stats.steps):
             pass
-        assert bits(self.model, self._optimizer) == bits(model, optimizer)
+        assert bits(self.model, self.optimizer) == bits(model, optimizer)
         assert stats.snapshots_pushed + stats.snapshots_dropped == stats.steps // self.every
         assert stats.jumps_accepted == 0
         assert stats.tensorboard_errors == 0

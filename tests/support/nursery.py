@@ -184,6 +184,9 @@ def _perform(task: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    import torch._dynamo  # the first optimizer loads it
+
+    import koopcast.hook
     import koopcast_server.__main__
     import trainers  # noqa: F401  # what scripts import
 

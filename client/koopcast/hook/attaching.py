@@ -133,8 +133,8 @@ def attach(  # noqa: PLR0913  # one call is the whole interface; all but three a
         encoding: how snapshots travel, as in `Client.open_job`.
         wire_dtype: element type of answers, likewise.
         snapshots: who holds them. ``"server"``: they are pushed. ``"trainer"``: they stay in a ring here, as many as the
-            operator's window, and only Gram rows go to the service and coefficients come back: kilobytes, whatever
-            the model's size. ``"auto"``: the service, unless the parameters are sharded (FSDP2, DTensors), where each
+            operator's window and one more, and only Gram rows go to the service and coefficients come back: kilobytes,
+            whatever the model's size. ``"auto"``: the service, unless the parameters are sharded (FSDP2, DTensors), where each
             rank keeps a ring of its parts.
         window_device: where such a ring lives, by default where the parameters do; ``"cpu"`` beside a GPU: in page-locked
             memory.
