@@ -7,6 +7,9 @@ TORCH ?= $(if $(wildcard .venv/.installed-cuda),cuda,cpu)
 # PyPI is, for Linux, a CUDA build), and for cuda pip's own default.
 TORCH_INDEX ?= $(if $(filter cpu,$(TORCH)),https://download.pytorch.org/whl/cpu)
 
+# Tests that run beside each other. Most of them wait for processes; figures are not taken by tests.
+WORKERS ?= 2
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(TORCH)
@@ -23,11 +26,12 @@ $(error TORCH must be cpu or cuda, not '$(TORCH)')
 endif
 
 help:  ## this list
-	@echo 'make TARGET [PYTHON=python3.12] [TORCH=cpu|cuda] [TORCH_INDEX=URL]'
+	@echo 'make TARGET [PYTHON=python3.12] [TORCH=cpu|cuda] [TORCH_INDEX=URL] [WORKERS=4]'
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON       interpreter the environment is made with, 3.11 or newer (python3)'
+	@echo '  WORKERS      test files run beside each other (2)'
 	@echo '  TORCH        PyTorch build: cpu (until told otherwise) or cuda; all else is the same (requirements.lock)'
 	@echo '  TORCH_INDEX  package index that PyTorch is taken from, where the usual one does not suit:'
 	@echo '                 cpu   https://download.pytorch.org/whl/cpu'
@@ -39,7 +43,7 @@ demo: setup  ## train a network twice, plainly and with koopcast; writes demo.js
 	@$(BIN)/koopcast demo --json demo.json --plot demo.png
 
 test: setup  ## the whole test suite (ARGS="-m 'not slow'" and the like are handed to pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 lint: lint-code lint-format lint-types lint-proto  ## ruff, formatting, types, the protocol's style (-k: all of them)
 

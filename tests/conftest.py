@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -13,11 +14,14 @@ from services import RunningService, running_service
 
 
 def pytest_configure() -> None:
-    """One thread a computation, here and in processes that tests start: before anything imports torch.
+    """Settings that processes inherit which tests start.
 
-    The tests' matrices are small, and threads of OpenMP that share a busy core wait for each other.
+    One thread a computation, before anything imports torch: the tests' matrices are small, and threads of OpenMP that
+    share a busy core wait for each other. And Ctrl-C is heard: a shell that starts pytest in the background has it ignored.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
-"""The two calls that move bytes, with the codec's messages in place of the generated ones.
+"""The calls that move bytes, with the codec's messages in place of the generated ones.
 
-They are the calls of the generated stubs, except that a chunk is sent as the bytes that `koopcast.codec.encode_chunk`
-made of it, and read as a `koopcast.codec.Chunk`.
+They are the calls of the generated stubs, except that chunks and short snapshots are sent as the bytes that
+`koopcast.codec` made of them, and chunks read as a `koopcast.codec.Chunk`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from koopcast.codec import Chunk, decode_answer
 from koopcast.v1 import prediction_pb2, snapshot_pb2
 
-__all__ = ["keep_buffers", "predict_ahead", "push_snapshot", "serialized"]
+__all__ = ["keep_buffers", "predict_ahead", "push_short_snapshot", "push_snapshot", "serialized"]
 
 _MANY_BYTES: Final = 8 << 20
 _KEPT_BLOCK_BYTES: Final = 31 << 20
@@ -30,6 +30,17 @@ def push_snapshot(
         "/koopcast.v1.SnapshotService/PushSnapshot",
         request_serializer=serialized,
         response_deserializer=snapshot_pb2.PushSnapshotResponse.FromString,
+    )
+
+
+def push_short_snapshot(
+    channel: grpc.Channel,
+) -> grpc.UnaryUnaryMultiCallable[bytes, snapshot_pb2.PushShortSnapshotResponse]:
+    """`SnapshotService.PushShortSnapshot`, whose request is the bytes of `koopcast.codec.encode_short_push`."""
+    return channel.unary_unary(
+        "/koopcast.v1.SnapshotService/PushShortSnapshot",
+        request_serializer=serialized,
+        response_deserializer=snapshot_pb2.PushShortSnapshotResponse.FromString,
     )
 
 

@@ -23,6 +23,7 @@ from koopcast.messages import DTYPE_NUMBERS, ENCODING_NUMBERS, tensors_to_messag
 from koopcast.names import check_job_name
 from koopcast.operator import Operator
 from koopcast.operator_messages import operator_to_message
+from koopcast.shared_memory import SharedRing
 from koopcast.status import JobStatus, status_from_message
 from koopcast.v1 import job_pb2, job_pb2_grpc
 from koopcast.version import PROTOCOL_VERSION, VERSION
@@ -119,6 +120,7 @@ class Client:
         shard_index: int = 0,
         shared_lease_id: str = "",
         keep_weights: bool = True,
+        shared_memory: bool = True,
         timeout_seconds: float | None = None,
     ) -> Job:
         """Opens a job and takes its lease.
@@ -148,6 +150,9 @@ class Client:
             shared_lease_id: the `Job.lease_id` of the process that opened the job first: the others join its lease.
             keep_weights: keep a copy of the last snapshot pushed, from which `Prediction.weights` is made. Without it
                 that snapshot is fetched from the service by whoever looks at `weights`, while the window stays as it is.
+            shared_memory: where the service is on this host and a snapshot has 4 MiB or more, share up to 16 MiB of memory
+                with it (in /dev/shm, charged to this process), through which snapshots go faster than through a socket.
+                Where it cannot be shared they go through the socket.
             timeout_seconds: deadline; by default the client's.
 
         Raises:
@@ -170,10 +175,11 @@ class Client:
         )
         if lease_id and not take_over:
             request.take_over = self._is_lease_alive(name, lease_id, timeout)
-        response = self._connection.call(
-            lambda channel: job_pb2_grpc.JobServiceStub(channel).OpenJob, request, timeout
-        )
-        job = Job(self._connection, response, request, layout, operator, self._timeout_seconds)
+        ring = None
+        if shared_memory and window_holder == "server":
+            ring = SharedRing.for_job(self._connection.target, layout.nbytes)
+        response, ring = self._opened(request, ring, timeout)
+        job = Job(self._connection, response, request, layout, operator, self._timeout_seconds, ring)
         job.keep_weights = bool(keep_weights)
         with self._lock:
             self._jobs.add(job)
@@ -250,6 +256,21 @@ class Client:
     ) -> None:
         """Close."""
         self.close()
+
+    def _opened(
+        self, request: job_pb2.OpenJobRequest, ring: SharedRing | None, timeout_seconds: float
+    ) -> tuple[job_pb2.OpenJobResponse, SharedRing | None]:
+        """The opened job, and the ring where the service has it open too. Nobody finds the ring from then on."""
+        try:
+            if ring is not None:
+                request.shared_memory.CopyFrom(ring.offer)
+            response: job_pb2.OpenJobResponse = self._connection.call(
+                lambda channel: job_pb2_grpc.JobServiceStub(channel).OpenJob, request, timeout_seconds
+            )
+        finally:
+            if ring is not None:
+                ring.unlink()
+        return response, ring if response.shared_memory else None
 
     def _is_lease_alive(self, name: str, lease_id: str, timeout_seconds: float) -> bool:
         """Whether this is the lease that holds the job now."""

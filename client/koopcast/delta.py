@@ -26,12 +26,13 @@ from koopcast.encoding import PIECE_ELEMENTS, DifferenceCode, advance
 from koopcast.errors import ArgumentValueError, FailedPrecondition
 from koopcast.messages import ENCODING_NUMBERS
 from koopcast.payload import Payload, RawPayload
+from koopcast.short_upload import ShortUpload
 from koopcast.upload import PushResult, Upload
 from koopcast.wire import CHUNK_BYTES, ELEMENT_BYTES, Floats, Layout, checksum, widen
 
 __all__ = ["DeltaPayload", "Differences", "FlatArrays", "Sent"]
 
-Send = Callable[[Payload, bytes | None], tuple[PushResult, Upload]]
+Send = Callable[[Payload, bytes | None], tuple[PushResult, Upload | ShortUpload]]
 """Uploads a payload. The digest is that of other bytes that stand for the same snapshot, should the step be held."""
 
 _REMEMBERED: Final = 1024

@@ -30,6 +30,8 @@ from koopcast.messages import DTYPE_NAMES, ENCODING_NAMES, tensors_to_messages
 from koopcast.operator import Operator
 from koopcast.payload import Payload, RawPayload
 from koopcast.prediction import Prediction
+from koopcast.shared_memory import SharedRing
+from koopcast.short_upload import SHORT_SNAPSHOT_BYTES, ShortUpload
 from koopcast.status import JobStatus, status_from_message
 from koopcast.upload import PushResult, Upload
 from koopcast.v1 import (
@@ -81,8 +83,10 @@ class Job(AnswerCalls, GramCalls):
         layout: Layout,
         operator: Operator,
         timeout_seconds: float,
+        ring: SharedRing | None = None,
     ) -> None:
         """Hold an opened job; use `Client.open_job`."""
+        self._ring = ring
         self.name = request.name
         self.stride = request.spec.stride
         self.operator = operator
@@ -105,6 +109,7 @@ class Job(AnswerCalls, GramCalls):
         self.held_averaging = opened.averaging
         self._lease_id = opened.lease_id
         self._spec_digest = opened.spec_digest
+        self._takes_short = bool(opened.spec_digest)  # until it says otherwise
         self._layout = layout
         self._timeout_seconds = timeout_seconds
         self._push_lock = threading.Lock()
@@ -167,7 +172,7 @@ class Job(AnswerCalls, GramCalls):
         deadline: float,
         payload: Payload,
         held_digest: bytes | None,
-    ) -> tuple[PushResult, Upload]:
+    ) -> tuple[PushResult, Upload | ShortUpload]:
         """Sends what the header names; adds to it what it has to say of the job and of the payload."""
         header.job, header.lease_id = self.name, self._lease_id
         header.total_bytes, header.encoding = payload.nbytes, payload.encoding
@@ -176,7 +181,19 @@ class Job(AnswerCalls, GramCalls):
             header.spec_digest = self._spec_digest
         elif not header.tensors:  # a service of before the digest
             header.tensors.extend(tensors_to_messages(self._layout.specs))
-        upload = Upload(header, payload, held_digest)
+        upload: Upload | ShortUpload
+        if self._takes_short and held_digest is None and payload.nbytes <= SHORT_SNAPSHOT_BYTES:
+            upload = ShortUpload(header, payload)
+            try:
+                return self._sent(upload, deadline), upload
+            except InternalError as error:
+                if error.reason != "UNIMPLEMENTED":
+                    raise
+            self._takes_short = False
+        upload = Upload(header, payload, held_digest, self._ring)
+        return self._sent(upload, deadline), upload
+
+    def _sent(self, upload: Upload | ShortUpload, deadline: float) -> PushResult:
         try:
             result = upload.run(self._connection, deadline - time.monotonic())
         except (DeadlineExceeded, Unavailable, Cancelled, InternalError):
@@ -187,7 +204,7 @@ class Job(AnswerCalls, GramCalls):
             self.bytes_resent += upload.bytes_resent
         self._touch()
         self.snapshots_held = result.snapshots_held
-        return result, upload
+        return result
 
     def report(
         self,
@@ -272,6 +289,8 @@ class Job(AnswerCalls, GramCalls):
         if self._closed:
             return
         self._closed = True
+        if self._ring is not None:
+            self._ring.close()
         if self._joined:
             return
         request = job_pb2.CloseJobRequest(name=self.name, lease_id=self._lease_id, keep=keep)
@@ -280,6 +299,11 @@ class Job(AnswerCalls, GramCalls):
             request,
             self._timeout_seconds if timeout_seconds is None else timeout_seconds,
         )
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether snapshots go through memory shared with the service, and not through a socket."""
+        return self._ring is not None and self._ring.usable
 
     @property
     def closed(self) -> bool:

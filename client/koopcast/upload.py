@@ -21,13 +21,14 @@ import grpc
 
 from koopcast.bulk import push_snapshot
 from koopcast.channel import Connection
-from koopcast.codec import encode_chunk
 from koopcast.errors import InternalError, KoopcastError
 from koopcast.payload import Payload
+from koopcast.shared_memory import LEAST_CHUNK_BYTES, SharedRing
+from koopcast.upload_source import UploadSource
 from koopcast.v1 import snapshot_pb2
-from koopcast.wire import UNACKNOWLEDGED_BYTES, checksum, combine
+from koopcast.wire import UNACKNOWLEDGED_BYTES
 
-__all__ = ["PushResult", "Upload", "result_of"]
+__all__ = ["PushResult", "Upload", "is_break", "result_of"]
 
 Outcome = Literal["accepted", "duplicate", "superseded"]
 _OUTCOMES: Final[dict[int, Outcome]] = {
@@ -37,8 +38,12 @@ _OUTCOMES: Final[dict[int, Outcome]] = {
 }
 _FRUITLESS_ATTEMPTS: Final = 5
 """Attempts in a row without a byte landed after which an upload that had begun is given up."""
-_ON_THE_WAY: Final = frozenset({"CHECKSUM_MISMATCH", "BAD_MESSAGE", "UPLOAD_STALLED"})
-"""Reasons that the service gives where bytes were lost or changed on the way."""
+_ON_THE_WAY: Final = frozenset(
+    {"CHECKSUM_MISMATCH", "CHUNK_MISPLACED", "BYTES_MISSING", "BAD_MESSAGE", "UPLOAD_STALLED"}
+)
+"""Reasons that the service gives where bytes were lost or changed on the way: those of the data, or those around it."""
+_MEMORY_GONE: Final = frozenset({"NO_SHARED_MEMORY", "SHARED_MEMORY_GONE"})
+"""Reasons that the service gives where it cannot read what was shared with it, say after a lease ran out."""
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 1.0
 
@@ -73,7 +78,11 @@ class Upload:
     """The upload of one snapshot."""
 
     def __init__(
-        self, header: snapshot_pb2.SnapshotHeader, payload: Payload, held_digest: bytes | None = None
+        self,
+        header: snapshot_pb2.SnapshotHeader,
+        payload: Payload,
+        held_digest: bytes | None = None,
+        ring: SharedRing | None = None,
     ) -> None:
         """Take the bytes, and a header that says all but what concerns the upload itself.
 
@@ -82,8 +91,9 @@ class Upload:
             payload: its bytes.
             held_digest: what to commit with where the service says that it holds the step: that of other bytes that
                 stand for the same snapshot. None: the payload's.
+            ring: memory that the service has open, for this upload alone while it runs; None: there is none.
         """
-        self._source = _Source(payload)
+        self._source = UploadSource(payload, ring)
         self._held_digest = held_digest
         self._header = snapshot_pb2.SnapshotHeader()
         self._header.CopyFrom(header)
@@ -119,6 +129,8 @@ class Upload:
             try:
                 return stream.run(connection, deadline - time.monotonic())
             except KoopcastError as error:
+                if error.reason in _MEMORY_GONE:
+                    self._source.close_ring()
                 fruitless = 0 if stream.landed > landed else fruitless + 1
                 landed = max(landed, stream.landed)
                 # Where nothing was answered yet, a standing connection may have broken just now: once more, at once.
@@ -126,66 +138,10 @@ class Upload:
                     min(_FIRST_PAUSE_SECONDS * 2**fruitless, _LONGEST_PAUSE_SECONDS) if landed >= 0 else 0.0
                 )
                 most = _FRUITLESS_ATTEMPTS if landed >= 0 else 1
-                if fruitless > most or not _is_break(error) or time.monotonic() + pause >= deadline:
+                if fruitless > most or not is_break(error) or time.monotonic() + pause >= deadline:
                     raise
             self._header.resume = True
             time.sleep(pause)
-
-
-class _Source:
-    """A payload as it is sent: messages of its chunks, their checksums, and what was sent so far."""
-
-    def __init__(self, payload: Payload) -> None:
-        self._payload = payload
-        self._lock = threading.Lock()
-        self._before = {0: 0}  # crc32c of all bytes before each border between chunks
-        self._sent_to = 0
-        self.bytes_sent = 0
-        self.bytes_resent = 0
-
-    @property
-    def is_short(self) -> bool:
-        """Whether it is a single chunk."""
-        return next(self._payload.ranges(0))[1] == self._payload.nbytes
-
-    def ranges(self, start: int) -> Iterator[tuple[int, int]]:
-        """Ranges of the chunks from `start` on.
-
-        Raises:
-            InternalError: no chunk that was sent ended there.
-        """
-        if start not in self._before:
-            raise InternalError(f"the service asks for byte {start}, inside of a chunk", reason="BAD_OFFSET")
-        return self._payload.ranges(start)
-
-    def message(self, stream: _Stream, start: int, stop: int) -> bytes | None:
-        """The message of a chunk; None once its stream is over."""
-        with self._lock:
-            if stream.over:
-                return None
-            data = self._payload.read(start, stop)
-            message = encode_chunk(start, data, self._summed(start, stop, data))
-            self.bytes_sent += stop - start
-            self.bytes_resent += max(0, min(stop, self._sent_to) - start)
-            self._sent_to = max(self._sent_to, stop)
-            return message
-
-    def digest(self) -> bytes:
-        """crc32c of all bytes, big-endian; reads what was not read yet."""
-        with self._lock:
-            for start, stop in self._payload.ranges(max(self._before)):
-                self._summed(start, stop, self._payload.read(start, stop))
-            return self._before[self._payload.nbytes].to_bytes(4, "big")
-
-    def leave(self) -> None:
-        """Returns when nobody reads the payload."""
-        with self._lock:
-            return
-
-    def _summed(self, start: int, stop: int, data: memoryview) -> int:
-        crc32c = checksum(data)
-        self._before[stop] = combine(self._before[start], crc32c, stop - start)
-        return crc32c
 
 
 class _Stream:
@@ -197,11 +153,12 @@ class _Stream:
     """
 
     def __init__(
-        self, source: _Source, header: snapshot_pb2.SnapshotHeader, held_digest: bytes | None
+        self, source: UploadSource, header: snapshot_pb2.SnapshotHeader, held_digest: bytes | None
     ) -> None:
         self._source = source
         self._header = header
         self._held_digest = held_digest
+        self._places = source.places()
         self._changed = threading.Condition()
         self._held = False
         self._limit = UNACKNOWLEDGED_BYTES
@@ -255,9 +212,10 @@ class _Stream:
     def _sent(self) -> Iterator[snapshot_pb2.PushSnapshotRequest | bytes]:
         yield snapshot_pb2.PushSnapshotRequest(header=self._header)
         for start, stop in self._source.ranges(self._first_byte()):
+            position = self._place(start, stop)
             if not self._may_send(stop):
                 break
-            message = self._source.message(self, start, stop)
+            message = self._source.message(self, start, stop, position)
             if message is None:
                 break
             yield message
@@ -282,6 +240,19 @@ class _Stream:
             )
             return not (self.over or self._held)
 
+    def _place(self, start: int, stop: int) -> int | None:
+        """Where a chunk is to lie in shared memory, once there is room; None where it goes with its message."""
+        places = self._places
+        if places is None or stop - start < LEAST_CHUNK_BYTES:
+            return None
+        with self._changed:
+            position = None
+            while position is None and not (self.over or self._held):
+                position = places.take(stop - start, stop, self.landed)
+                if position is None:
+                    self._changed.wait()
+            return position
+
     def _note(self, *, landed: int = -1, held: bool = False, over: bool = False) -> None:
         with self._changed:
             self.landed = max(self.landed, landed)
@@ -290,7 +261,7 @@ class _Stream:
             self._changed.notify_all()
 
 
-def _is_break(error: KoopcastError) -> bool:
+def is_break(error: KoopcastError) -> bool:
     """Whether the connection is at fault: the service says so, or it is gRPC's own status, which has no reason."""
     broken = error.reason == error.code.name in {"UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED"}
-    return broken or error.reason in _ON_THE_WAY
+    return broken or error.reason in _ON_THE_WAY | _MEMORY_GONE

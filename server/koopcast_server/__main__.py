@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -233,6 +234,7 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await service.start()
+    gc.freeze()  # libraries live as long as the service: looking through them would hold all trainers up, 0.1 s at a time
     typer.echo(f"koopcast {VERSION} on {service.engine.describe()}")
     typer.echo(f"gRPC  {service.grpc_address}")
     typer.echo(f"HTTP  {service.http_address or 'off'}")

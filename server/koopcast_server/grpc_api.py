@@ -10,7 +10,7 @@ from koopcast.errors import InvalidArgument
 from koopcast.status import status_to_message
 from koopcast.v1 import job_pb2, job_pb2_grpc
 from koopcast.version import PROTOCOL_VERSION, VERSION
-from koopcast_server.grpc_decoding import most_blocks, spec_from_message
+from koopcast_server.grpc_decoding import is_on_this_host, most_blocks, offer_of, spec_from_message
 from koopcast_server.interceptor import caller
 from koopcast_server.job import JobSpec
 from koopcast_server.jobs import Jobs, OpenMode
@@ -66,6 +66,11 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             )
         )
         job = opened.job
+        has_memory = (
+            request.HasField("shared_memory")
+            and is_on_this_host(context.peer())
+            and self._jobs.open_memory(opened, offer_of(request.shared_memory))
+        )
         return job_pb2.OpenJobResponse(
             lease_id=opened.lease_id,
             lease_seconds=job.lease.seconds,
@@ -79,6 +84,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             spec_digest=spec.tensors_digest,
             clock=job.clocks[-1] if job.window.snapshots_held else None,
             averaging=job.averaging if job.window.snapshots_held else 0,
+            shared_memory=has_memory,
         )
 
     async def GetJob(  # noqa: N802

@@ -13,7 +13,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from koopcast.bulk import serialized
-from koopcast.codec import decode_push_request
+from koopcast.codec import decode_push_request, decode_short_push
 from koopcast.v1 import prediction_pb2, snapshot_pb2
 from koopcast_server.grpc_predictions import PredictionService
 from koopcast_server.grpc_snapshots import SnapshotService
@@ -22,6 +22,7 @@ __all__ = ["add_bulk_services"]
 
 _DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "koopcast.v1.PushSnapshotRequest": decode_push_request,
+    "koopcast.v1.PushShortSnapshotRequest": decode_short_push,
 }
 """Messages that are not read by their generated class. Responses of any service may come as bytes."""
 _MAKERS: Final = {

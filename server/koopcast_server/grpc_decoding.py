@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import urllib.parse
 from collections.abc import Mapping
 from typing import Final
 
+from koopcast.channel import is_local
 from koopcast.encoding import EncodingName
 from koopcast.errors import FailedPrecondition, InvalidArgument
 from koopcast.gram import MAX_SHARDS
@@ -22,12 +24,15 @@ from koopcast.wire import TensorSpec, storage_dtype
 from koopcast_server.answering import Question
 from koopcast_server.job import Job, JobSpec
 from koopcast_server.judging import SnapshotIdentity
+from koopcast_server.shared_memory import Offer
 
 __all__ = [
     "asks_for_one",
     "dtype_name",
     "identity_from_header",
+    "is_on_this_host",
     "most_blocks",
+    "offer_of",
     "operators_of",
     "question_of",
     "spec_from_message",
@@ -42,6 +47,17 @@ _FARTHEST: Final = 2.0**53
 _DEFAULT_BLOCKS: Final = 256
 _MOST_BLOCKS: Final = 4096
 _UPLOAD_ID_BYTES: Final = 16
+
+
+def is_on_this_host(peer: str) -> bool:
+    """Whether gRPC's name for the other end of a connection is a Unix socket's or a loopback address."""
+    kind, _, address = urllib.parse.unquote(peer).partition(":")
+    return kind == "unix" or (kind in {"ipv4", "ipv6"} and is_local(address))
+
+
+def offer_of(message: job_pb2.SharedMemory) -> Offer:
+    """The memory that a client offers, not yet checked."""
+    return Offer(message.name, message.size_bytes, message.nonce)
 
 
 def spec_from_message(message: job_pb2.JobSpec) -> JobSpec:
@@ -93,7 +109,8 @@ def _is_trainer_held(message: job_pb2.JobSpec, operator: Operator) -> bool:
     if message.window_holder != job_pb2.WINDOW_HOLDER_TRAINER:
         if message.shard_count > 1:
             raise InvalidArgument(
-                "shard_count above 1 is for windows that the trainer holds (window_holder)", field="shard_count"
+                "shard_count above 1 is for windows that the trainer holds (window_holder)",
+                field="shard_count",
             )
         return False
     if message.shard_count > MAX_SHARDS:
@@ -115,8 +132,15 @@ def _is_trainer_held(message: job_pb2.JobSpec, operator: Operator) -> bool:
     return True
 
 
-def identity_from_header(header: snapshot_pb2.SnapshotHeader, job: Job) -> SnapshotIdentity:
+def identity_from_header(
+    header: snapshot_pb2.SnapshotHeader, job: Job, *, comes_whole: bool = False
+) -> SnapshotIdentity:
     """Which snapshot a header speaks of, for this job.
+
+    Args:
+        header: what the writer says of it.
+        job: the job it names.
+        comes_whole: all bytes come with the header, which must say their digest.
 
     Raises:
         InvalidArgument: a value out of range, or one this service does not implement.
@@ -139,7 +163,9 @@ def identity_from_header(header: snapshot_pb2.SnapshotHeader, job: Job) -> Snaps
         )
     if len(header.digest) not in (0, 4):
         raise InvalidArgument("digest is the 4 bytes of a crc32c", field="digest")
-    if header.digest and code is not None:
+    if comes_whole and not header.digest:
+        raise InvalidArgument("the header gives no digest", field="digest")
+    if header.digest and code is not None and not comes_whole:
         raise InvalidArgument(
             f"the digest of a snapshot with encoding {encoding} comes with the commit", field="digest"
         )

@@ -6,7 +6,7 @@ the engine runs it on its worker threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -76,12 +76,7 @@ class HeldWindow(Answering):
                 not finite.
         """
         self.settle()  # the spare slot may still be the newest snapshot's
-        if checksum(data) != crc32c:
-            raise DataLoss(
-                f"the chunk at byte {offset} arrived changed: its crc32c does not match; push the snapshot again",
-                reason="CHECKSUM_MISMATCH",
-                offset=offset,
-            )
+        self._refuse_changed(offset, data, crc32c)
         if code is not None:
             self._land_differences(offset, data, code)
             return
@@ -92,6 +87,56 @@ class HeldWindow(Answering):
             spare.numpy()[:] = values
         else:
             spare.copy_(torch.from_numpy(values.astype(self._dtype)))
+
+    def land_from(
+        self,
+        fill: Callable[[memoryview], None],
+        offset: int,
+        nbytes: int,
+        crc32c: int,
+        code: DifferenceCode | None,
+    ) -> None:
+        """Lets a chunk be written to where it belongs, and checks it there; it counts only when this returns.
+
+        Args:
+            fill: writes the bytes of the chunk into a buffer as long as they are; may raise.
+            offset: see `land`.
+            nbytes: how many bytes.
+            crc32c: see `land`.
+            code: see `land`.
+
+        Raises:
+            DataLoss, InvalidArgument: see `land`.
+        """
+        self.settle()
+        place = self._place(offset, nbytes) if code is None else None
+        if place is None:
+            buffer = np.empty(nbytes, np.uint8).data
+            fill(buffer)
+            self.land(offset, buffer, crc32c, code)
+            return
+        first, values = place
+        data = values.view(np.uint8).data
+        fill(data)
+        self._refuse_changed(offset, data, crc32c)
+        self._refuse_non_finite(values, first)
+
+    def _place(self, offset: int, nbytes: int) -> tuple[int, npt.NDArray[Any]] | None:
+        """First element of a raw chunk, and the part of the spare slot that holds the same bytes; None where none does."""
+        run, spare = self._layout.run_of(offset, nbytes), self._window.spare
+        if run is None or spare.device.type != "cpu" or spare.dtype != DTYPES[run.dtype]:
+            return None
+        width = ELEMENT_BYTES[run.dtype]
+        first = run.first_element + (offset - run.first_byte) // width
+        return first, spare[first : first + nbytes // width].numpy()
+
+    def _refuse_changed(self, offset: int, data: bytes | memoryview, crc32c: int) -> None:
+        if checksum(data) != crc32c:
+            raise DataLoss(
+                f"the chunk at byte {offset} arrived changed: its crc32c does not match; push the snapshot again",
+                reason="CHECKSUM_MISMATCH",
+                offset=offset,
+            )
 
     def _land_differences(self, offset: int, data: bytes | memoryview, code: DifferenceCode) -> None:
         """Writes the last snapshot plus these differences, as `koopcast.encoding.advance` adds them up."""

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from koopcast.channel import STATUS_DETAILS_KEY
-from koopcast.codec import decode_push_request, is_chunk
+from koopcast.codec import decode_push_request, decode_short_push, is_chunk, is_short_push
 from koopcast.errors import DeadlineExceeded, InternalError, InvalidArgument, KoopcastError
 from koopcast_server.engine import Engine
 from koopcast_server.identity import Identities
@@ -85,20 +85,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         decode = handler.request_deserializer
 
-        def decoded(request: Any) -> Any:
+        async def decoded(request: Any) -> Any:
             if handler.request_streaming:
                 return self._all_decoded(request, decode)
-            return _decoded(request, decode)
+            return await self._decoded(request, decode)
 
         async def single(request: Any, context: Context) -> Any:
             async with self._call(method, authorization, context):
-                return await behavior(decoded(request), context)
+                return await behavior(await decoded(request), context)
 
         async def stream(request: Any, context: Context) -> None:
             # Not a generator: a call that is cancelled while it waits for its reader ends here, at once.
             async with (
                 self._call(method, authorization, context),
-                aclosing(behavior(decoded(request), context)) as responses,
+                aclosing(behavior(await decoded(request), context)) as responses,
             ):
                 async for response in responses:
                     await self._write(context, response)
@@ -119,15 +119,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _all_decoded(
         self, requests: AsyncIterator[bytes], decode: Callable[[bytes], Any]
     ) -> AsyncIterator[Any]:
-        """Decodes a stream; large messages on a worker thread, so that the event loop stays free for others.
-
-        Chunks apart: the codec does not copy them.
-        """
         async for data in requests:
-            if len(data) > _LARGE_BYTES and not (decode is decode_push_request and is_chunk(data)):
-                yield await self._engine.run(_decoded, data, decode)
-            else:
-                yield _decoded(data, decode)
+            yield await self._decoded(data, decode)
+
+    async def _decoded(self, data: bytes, decode: Callable[[bytes], Any]) -> Any:
+        """Decodes a message; a large one on a worker thread, so that the event loop stays free for others.
+
+        Snapshots apart: the codec does not copy them.
+        """
+        if len(data) > _LARGE_BYTES and not _is_snapshot(data, decode):
+            return await self._engine.run(_decoded, data, decode)
+        return _decoded(data, decode)
 
     async def _write(self, context: Context, response: Any) -> None:
         try:
@@ -196,6 +198,13 @@ def _clipped(text: str, limit: int) -> str:
     """`text`, or its beginning where it is longer than `limit` bytes."""
     encoded = text.encode(errors="replace")
     return text if len(encoded) <= limit else encoded[: limit - 3].decode(errors="ignore") + "..."
+
+
+def _is_snapshot(data: bytes, decode: Callable[[bytes], Any]) -> bool:
+    """Whether a message carries bytes that are not copied when it is read."""
+    if decode is decode_push_request:
+        return is_chunk(data)
+    return decode is decode_short_push and is_short_push(data)
 
 
 def _decoded(data: bytes, decode: Callable[[bytes], Any]) -> Any:

@@ -17,6 +17,7 @@ from koopcast_server.engine import Engine
 from koopcast_server.gram_rows import GramRows
 from koopcast_server.job import Job, JobSpec, difference
 from koopcast_server.leases import WriterLease
+from koopcast_server.shared_memory import MOST_OPEN, Offer, OfferedMemory
 from koopcast_server.window_shape import JobShape
 
 __all__ = ["Jobs", "OpenMode", "Opened"]
@@ -134,10 +135,7 @@ class Jobs:
         """
         self.refuse_when_draining()
         check_job_name(name)
-        layout = Layout(dict(spec.tensors))
-        shape = await self.engine.run(
-            JobShape.of, layout, spec.operator, spec.stride, spec.window_dtype, spec.holders
-        )  # on a worker: planning 65,536 tensors takes a while
+        layout, shape = await self.engine.run(_planned, spec)
         existing = self._jobs.get(name)
         if existing is not None:
             self._refuse_taken(existing, owner, spec, mode)
@@ -184,7 +182,7 @@ class Jobs:
             AlreadyExists: the job is of another spec.
         """
         job = self.written(name, owner, lease_id)
-        if job.spec != spec:
+        if not job.spec.same_as(spec):
             raise AlreadyExists(
                 f"job {name!r} was opened with another spec ({difference(job.spec, spec)}); all its shards must give the "
                 "same",
@@ -209,8 +207,32 @@ class Jobs:
             job.lease.renew(job.name, lease_id)
             return self._free(job)
 
+    def open_memory(self, opened: Opened, offer: Offer) -> bool:
+        """Opens what the holder of a new lease shares; whether it could be, and may be used.
+
+        It is the client's memory: no limit of this service counts it, but one on how many are open.
+        """
+        lease = opened.job.lease
+        open_already = sum(job.lease.memory is not None for job in self._jobs.values())
+        if open_already >= MOST_OPEN or opened.job.spec.trainer_held or lease.lease_id != opened.lease_id:
+            return False
+        lease.close_memory()
+        lease.memory = OfferedMemory.open_offered(offer)
+        return lease.memory is not None
+
+    def close_memory(self) -> None:
+        """Gives back the memory that clients share, when the service stops."""
+        for job in self._jobs.values():
+            job.lease.close_memory()
+
     def expire(self) -> list[str]:
-        """Closes jobs that had no writer for longer than the time to live; returns their names."""
+        """Closes jobs that had no writer for longer than the time to live; returns their names.
+
+        Memory of a writer that was silent for the time of its lease is given back already: it may be dead.
+        """
+        for job in self._jobs.values():
+            if not job.lease.held:
+                job.lease.close_memory()
         idle = [
             job
             for job in self._jobs.values()
@@ -261,7 +283,7 @@ class Jobs:
                 job=name,
                 expires_in_seconds=f"{left:.3f}",
             )
-        if mode.if_exists == "resume" and job.spec != spec:
+        if mode.if_exists == "resume" and not job.spec.same_as(spec):
             raise AlreadyExists(
                 f"job {name!r} exists with another spec ({difference(job.spec, spec)}); use another name, or "
                 'if_exists="replace"',
@@ -281,6 +303,12 @@ class Jobs:
                 used_bytes=used,
                 limit_bytes=self.memory_limit_bytes,
             )
+
+
+def _planned(spec: JobSpec) -> tuple[Layout, JobShape]:
+    """Layout and shape of a job's windows, for a worker: of 65,536 tensors they take a while."""
+    layout = Layout(dict(spec.tensors))
+    return layout, JobShape.of(layout, spec.operator, spec.stride, spec.window_dtype, spec.holders)
 
 
 def _rows_of(spec: JobSpec) -> GramRows | None:

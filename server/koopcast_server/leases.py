@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from koopcast.errors import LeaseLost
 from koopcast.status import Lease
+from koopcast_server.shared_memory import OfferedMemory
 
 __all__ = ["WriterLease"]
 
@@ -23,6 +24,7 @@ class WriterLease:
         holder: version string of the holder.
         lease_id: the secret that proves it; empty: nobody holds it.
         resumed: whether its holder resumed a job.
+        memory: what its holder shares with the service, open; None: nothing. It is closed when the lease ends.
     """
 
     seconds: float
@@ -30,6 +32,7 @@ class WriterLease:
     holder: str = ""
     lease_id: str = ""
     resumed: bool = False
+    memory: OfferedMemory | None = None
     _expires: float = field(default=0.0)
 
     @property
@@ -44,6 +47,7 @@ class WriterLease:
 
     def grant(self, holder: str, *, resumed: bool = False) -> str:
         """Gives the lease to a new holder, whoever had it; returns the secret."""
+        self.close_memory()
         self.holder, self.resumed = holder, resumed
         self.lease_id = secrets.token_urlsafe(24)
         self._expires = self.clock() + self.seconds
@@ -66,8 +70,15 @@ class WriterLease:
 
     def release(self) -> None:
         """Ends it now."""
+        self.close_memory()
         self.lease_id = ""
         self._expires = min(self._expires, self.clock())
+
+    def close_memory(self) -> None:
+        """Gives back what the holder shares; it must send bytes over its connection from now on."""
+        if self.memory is not None:
+            self.memory.close()
+            self.memory = None
 
     def describe(self) -> Lease:
         """Its state, for status pages."""

@@ -145,6 +145,7 @@ class Service:
         if self._http is not None:
             await self._http.stop()
         self.engine.close()
+        self.jobs.close_memory()
         _log.info("stopped")
 
     async def _check_device(self) -> None:

@@ -17,21 +17,23 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
-from koopcast.codec import Chunk
+from koopcast.codec import AnyChunk, SharedChunk
 from koopcast.errors import DataLoss, InvalidArgument, KoopcastError, LeaseLost
-from koopcast.wire import combine
+from koopcast.wire import ACK_BYTES, combine
 from koopcast_server.engine import Engine
 from koopcast_server.job import Job
 from koopcast_server.judging import SnapshotIdentity, Verdict, judge
+from koopcast_server.shared_memory import reader_of
 
-__all__ = ["Upload", "UploadStream", "resumed"]
+__all__ = ["SHORT_BYTES", "Upload", "UploadStream", "resumed"]
 
 _LARGEST_CHUNK_BYTES: Final = 2 << 20
+_LARGEST_SHARED_BYTES: Final = 16 << 20
 _TOGETHER_BYTES: Final = 4 << 20
 """Chunks land together from this on: a hop to a worker costs a tenth of what landing 2 MiB does."""
 _WAITING_BYTES: Final = 8 << 20
 """Chunks that may wait while others land; no more are read then."""
-_SHORT_BYTES: Final = 64 << 10
+SHORT_BYTES: Final = 64 << 10
 """A chunk up to this lands at once: that takes less than the hop to a worker."""
 
 
@@ -65,6 +67,7 @@ class Upload:
         received_bytes: how far the slot is filled.
         crc32c: of these bytes.
         code: what they are decoded with; None: they are raw.
+        memory: where chunks may lie that are not sent; None: nowhere.
     """
 
     def __init__(self, job: Job, lease_id: str, snapshot: SnapshotIdentity, engine: Engine) -> None:
@@ -76,6 +79,7 @@ class Upload:
         self.received_bytes = 0
         self.crc32c = 0
         self.code = job.code if snapshot.encoding != "raw" else None
+        self.memory = job.lease.memory
         self.engine = engine
         job.upload = self
 
@@ -92,12 +96,21 @@ class Upload:
             raise LeaseLost(f"a newer upload of job {self.job.name!r} began", reason="UPLOAD_REPLACED")
         self.job.lease.renew(self.job.name, self.lease_id)
 
-    def write(self, chunks: list[Chunk]) -> None:
+    def write(self, chunks: list[AnyChunk]) -> None:
         """Puts chunks into the slot; blocks. Those before one that is refused count."""
-        for offset, data, crc32c in chunks:
-            self.job.ring.land(offset, data, crc32c, self.code)
-            self.crc32c = combine(self.crc32c, crc32c, len(data))
-            self.received_bytes += len(data)
+        for chunk in chunks:
+            if isinstance(chunk, SharedChunk):
+                self.job.ring.land_from(
+                    reader_of(self.memory, chunk.position, chunk.nbytes),
+                    chunk.offset,
+                    chunk.nbytes,
+                    chunk.crc32c,
+                    self.code,
+                )
+            else:
+                self.job.ring.land(chunk.offset, chunk.data, chunk.crc32c, self.code)
+            self.crc32c = combine(self.crc32c, chunk.crc32c, chunk.nbytes)
+            self.received_bytes += chunk.nbytes
 
     def give_up(self) -> None:
         """Leaves the slot to others."""
@@ -110,6 +123,7 @@ class UploadStream:
 
     Attributes:
         landing: the chunks that are on their way into the slot, to be waited for by `landed`.
+        ack_bytes: an ack is due after so many: in shared memory the sender has less room than on its way here.
     """
 
     def __init__(self, upload: Upload) -> None:
@@ -119,9 +133,10 @@ class UploadStream:
         self._upload = upload
         self._next_byte = 0
         self._first_byte = 0
-        self._waiting: list[Chunk] = []
+        self._waiting: list[AnyChunk] = []
         self._waiting_bytes = 0
         self.landing: asyncio.Task[None] | None = None
+        self.ack_bytes = ACK_BYTES
 
     async def begin(self) -> int:
         """Where the upload is to go on, once nothing of an earlier connection lands any more."""
@@ -146,7 +161,7 @@ class UploadStream:
         """Everything below it has landed."""
         return self._upload.received_bytes
 
-    async def take(self, chunk: Chunk) -> None:
+    async def take(self, chunk: AnyChunk) -> None:
         """Checks a chunk and lets it land; waits where too many do.
 
         Raises, for this chunk or an earlier one:
@@ -155,9 +170,11 @@ class UploadStream:
             LeaseLost: the job was taken over, closed, or a newer upload began.
         """
         self._refuse_misplaced(chunk)
+        if isinstance(chunk, SharedChunk) and self._upload.memory is not None:
+            self.ack_bytes = min(ACK_BYTES, self._upload.memory.nbytes // 4)
         self._waiting.append(chunk)
-        self._waiting_bytes += len(chunk.data)
-        self._next_byte += len(chunk.data)
+        self._waiting_bytes += chunk.nbytes
+        self._next_byte += chunk.nbytes
         if self._lands_at_once():
             self._upload.check_current(self)
             self._upload.write(self._take_waiting())
@@ -195,7 +212,9 @@ class UploadStream:
         snapshot, job = upload.snapshot, upload.job
         if upload.received_bytes != snapshot.total_bytes:
             raise InvalidArgument(
-                f"commit after {upload.received_bytes} of {snapshot.total_bytes} bytes", field="commit"
+                f"commit after {upload.received_bytes} of {snapshot.total_bytes} bytes",
+                field="commit",
+                reason="BYTES_MISSING",
             )
         found = upload.crc32c.to_bytes(4, "big")
         if not (snapshot.digest or digest):
@@ -231,46 +250,53 @@ class UploadStream:
         if self._upload.stream is self and not resumable:
             self._upload.give_up()
 
-    def _refuse_misplaced(self, chunk: Chunk) -> None:
-        end, total = chunk.offset + len(chunk.data), self._upload.snapshot.total_bytes
-        if chunk.offset != self._next_byte or not chunk.data:
+    def _refuse_misplaced(self, chunk: AnyChunk) -> None:
+        end, total = chunk.offset + chunk.nbytes, self._upload.snapshot.total_bytes
+        if chunk.offset != self._next_byte or not chunk.nbytes:
             raise InvalidArgument(
-                f"chunks come in order and are not empty: expected byte {self._next_byte}, got {len(chunk.data)} bytes "
+                f"chunks come in order and are not empty: expected byte {self._next_byte}, got {chunk.nbytes} bytes "
                 f"at {chunk.offset}",
                 field="offset",
+                reason="CHUNK_MISPLACED",
                 expected=self._next_byte,
             )
-        if len(chunk.data) > _LARGEST_CHUNK_BYTES:
+        most = _LARGEST_SHARED_BYTES if isinstance(chunk, SharedChunk) else _LARGEST_CHUNK_BYTES
+        if chunk.nbytes > most:
             raise InvalidArgument(
-                f"a chunk has at most {_LARGEST_CHUNK_BYTES} bytes, not {len(chunk.data)}",
+                f"a chunk has at most {most} bytes, not {chunk.nbytes}",
                 field="data",
-                limit=_LARGEST_CHUNK_BYTES,
+                reason="CHUNK_MISPLACED",
+                limit=most,
             )
         if end > total:
             raise InvalidArgument(
-                f"the snapshot has {total} bytes; this chunk ends at {end}", field="offset", limit=total
+                f"the snapshot has {total} bytes; this chunk ends at {end}",
+                field="offset",
+                reason="CHUNK_MISPLACED",
+                limit=total,
             )
 
     def _lands_at_once(self) -> bool:
         job = self._upload.job
         return (
-            self._waiting_bytes <= _SHORT_BYTES
+            self._waiting_bytes <= SHORT_BYTES
             and self.landing is None
             and not job.device_lock.locked()
             and job.ring.takes_at_once
+            and not any(isinstance(chunk, SharedChunk) for chunk in self._waiting)  # to read may take longer
         )
 
-    def _take_waiting(self) -> list[Chunk]:
+    def _take_waiting(self) -> list[AnyChunk]:
         chunks, self._waiting, self._waiting_bytes = self._waiting, [], 0
         return chunks
 
-    async def _land(self, chunks: list[Chunk]) -> None:
+    async def _land(self, chunks: list[AnyChunk]) -> None:
         async with self._upload.job.device_lock:
             self._upload.check_current(self)
             await self._upload.engine.run(self._upload.write, chunks)
 
     def _land_enough(self) -> None:
-        if self.landing is None and self._waiting_bytes >= _TOGETHER_BYTES:
+        if self.landing is None and self._waiting_bytes >= min(_TOGETHER_BYTES, self.ack_bytes):
             self.landing = asyncio.create_task(self._land(self._take_waiting()))
 
     async def _all_landed(self) -> None:

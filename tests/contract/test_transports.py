@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,3 +103,24 @@ def test_every_kind_of_payload_arrives(connected: koopcast.Client, encoding: str
         for key, array in pushed.items():
             np.testing.assert_allclose(held[key], array, rtol=0, atol=0 if encoding == "raw" else 5e-3)
         assert job.status().snapshots_accepted == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is shared on Linux only")
+def test_memory_is_shared_over_every_transport(connected: koopcast.Client) -> None:
+    """All of them are on one host here: the bytes are the same with and without."""
+    weights = np.random.default_rng(0).standard_normal(5_000_000, dtype=np.float32)
+    held = []
+    for shares in (True, False):
+        with connected.open_job(
+            f"contract-{uuid.uuid4().hex[:8]}",
+            {"w": weights},
+            stride=1,
+            operator=koopcast.Operator("state", window=3),
+            keep_weights=False,
+            shared_memory=shares,
+        ) as job:
+            assert job.shares_memory is shares
+            for index in range(3):
+                assert job.push(index, {"w": weights / np.float32(1 + index)}).outcome == "accepted"
+            held.append(job.predict_ahead(1)._base()["w"].tobytes())
+    assert held[0] == held[1] == (weights / np.float32(3)).tobytes()

@@ -59,6 +59,7 @@ def outcome(call: Any, data: bytes, *, streams: bool) -> tuple[grpc.StatusCode, 
         ("JobService/OpenJob", "unary_stream"),  # to a client it is the same
         ("JobService/GetJob", "unary_stream"),
         ("SnapshotService/PushSnapshot", "stream_stream"),
+        ("SnapshotService/PushShortSnapshot", "unary_stream"),
         ("PredictionService/PredictAhead", "unary_stream"),
     ],
 )

@@ -119,8 +119,10 @@ def test_what_one_push_loses_the_next_one_brings(code: DifferenceCode, seed: int
         differences = weights - held
         advance(held, code.decode(code.encode(differences)), held)
         worst = max(worst, float(np.abs(differences).max()))
-        # Never more than one push loses: half a scale of the largest block, or half an ulp of bfloat16 or float16.
-        assert np.abs(weights - held).max() <= worst / 200 + 2.0**-24
+        # Never more than one push loses: half a scale of the largest block, or half an ulp of bfloat16 or float16
+        # (whose smallest number is 2**-24), and half an ulp of the weights where the difference is added.
+        rounding = float(np.spacing(np.abs(held).max())) / 2
+        assert np.abs(weights - held).max() <= worst / 253 + 2.0**-25 + rounding
     assert worst <= 1e-2  # nor do differences grow
 
 

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -78,7 +79,9 @@ class HookedRun:
         optimizer: which trains it.
     """
 
-    def __init__(self, target: str, job: str, *, every: int = 2, wait_seconds: float = 0.2, **more: Any) -> None:
+    def __init__(
+        self, target: str, job: str, *, every: int = 2, wait_seconds: float = 0.2, **more: Any
+    ) -> None:
         """Attach."""
         seed_all()
         self.model = smooth_net()
@@ -133,20 +136,19 @@ class HookedRun:
 
 @contextlib.contextmanager
 def nothing_left() -> Iterator[None]:
-    """After the block, no thread and no process is there that was not there before."""
-    threads, processes = set(threading.enumerate()), _running()
+    """After the block, no thread, process or file of shared memory is there that was not there before."""
+    before = _there()
     yield
     deadline = time.monotonic() + 10.0
-    while left := [*(set(threading.enumerate()) - threads), *(_running() - processes)]:
+    while left := _there() - before:
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.02)
 
 
-def _running() -> set[psutil.Process]:
-    """Children and their children, those apart that have ended and were not asked how."""
-    running = set()
+def _there() -> set[object]:
+    there: set[object] = {*threading.enumerate(), *Path("/dev/shm").glob("koopcast-*")}
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if process.status() != psutil.STATUS_ZOMBIE:
-                running.add(process)
-    return running
+            if process.status() != psutil.STATUS_ZOMBIE:  # that has ended, and was not asked how
+                there.add(process)
+    return there

@@ -1,22 +1,21 @@
-"""A TCP proxy between a client and a service that knows where gRPC's messages end, and can lose its temper anywhere.
+"""A proxy that knows where gRPC's messages end, to let things happen between any two of them.
 
 ::
 
-    client <── down ──┐ Proxy ┌── up ──> service
+    client <── down ──┐ MessageProxy ┌── up ──> service
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import socket
-import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
-Direction = Literal["up", "down"]
+from proxy import Direction, Proxy, _Connection
+
 Fate = Literal["arrives", "cut", "lost"]
 """Of the last message before something happens: it arrives; and its connection ends then; or before."""
 
@@ -117,33 +116,26 @@ class _Trigger:
         return ([0, *ends])[missing - 1 if self.fate == "lost" else missing]
 
 
-class Proxy:
-    """Forwards to `target`, until told otherwise. All settings may change while it runs.
+@dataclass
+class MessageProxy(Proxy):
+    """Forwards, until told otherwise; of the faults of `Proxy` it knows none.
 
     Attributes:
-        address: where it listens.
-        target: ``host:port`` of the service, for connections to come.
         bytes_per_second: of each connection and direction; None: as fast as it goes.
-        connections: made so far.
         messages: forwarded so far, by direction.
-        cuts: connections that a cut has ended.
+        cuts: connections that were reset.
     """
 
-    def __init__(self, target: str) -> None:
-        """Listen; `close` it."""
-        self.target = target
-        self.bytes_per_second: float | None = None
-        self.connections = 0
-        self.messages: dict[Direction, int] = {"up": 0, "down": 0}
-        self.cuts = 0
-        self._lock = threading.Lock()
+    bytes_per_second: float | None = None
+    messages: dict[Direction, int] = field(default_factory=lambda: {"up": 0, "down": 0})
+    cuts: int = 0
+
+    def __post_init__(self) -> None:
+        """Listen."""
         self._trigger: _Trigger | None = None
         self._holed = False
-        self._open: set[_Connection] = set()
-        self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._start(self._accept)
+        self._lost: set[_Connection] = set()
+        super().__post_init__()
 
     def after_messages(
         self, direction: Direction, count: int, act: Callable[[], None], fate: Fate = "arrives"
@@ -160,7 +152,7 @@ class Proxy:
             self._trigger = _Trigger(direction, "messages", count, act, fate)
 
     def cut_after_bytes(self, direction: Direction, count: int) -> None:
-        """Cut the connection in which the next `count` bytes are full, the bytes that follow being lost."""
+        """Cut everything when the next `count` bytes have passed, those that follow being lost."""
         with self._lock:
             self._trigger = _Trigger(direction, "bytes", count, self.cut, "cut")
 
@@ -171,86 +163,42 @@ class Proxy:
             return trigger is not None
 
     def cut(self) -> None:
-        """End all connections, at once: both sides get a reset."""
+        """Reset all connections."""
         with self._lock:
-            connections = list(self._open)
-            self.cuts += len(connections)
-        for connection in connections:
-            connection.end()
+            self.cuts += len(self._open)
+        super().cut()
 
     def open_hole(self) -> None:
         """From now on bytes vanish, without a word to either side. Those connections never come back to life."""
         with self._lock:
             self._holed = True
-            for connection in self._open:
-                connection.holed = True
+            self._lost.update(self._open)
 
     def close_hole(self) -> None:
         """Connections made from now on work again."""
         self._holed = False
 
-    def close(self) -> None:
-        """End everything."""
-        self.disarm()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.cut()
-        for thread in self._threads:
-            thread.join(10)
-
-    def _start(self, work: Callable[..., None], *arguments: object) -> None:
-        thread = threading.Thread(target=work, args=arguments, name="proxy", daemon=True)
-        self._threads = [old for old in self._threads if old.is_alive()]
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        for _ in itertools.count():
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            try:
-                host, _, port = self.target.rpartition(":")
-                service = socket.create_connection((host, int(port)), timeout=5)
-            except OSError:
-                _reset(client)
-                continue
-            service.settimeout(None)
-            for one in (client, service):
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as gRPC does at its ends
-            connection = _Connection(client, service)
-            with self._lock:
-                self.connections += 1
-                connection.holed = self._holed
-                self._open.add(connection)
-            self._start(self._pump, connection, "up", client, service)
-            self._start(self._pump, connection, "down", service, client)
-
-    def _pump(
-        self, connection: _Connection, direction: Direction, source: socket.socket, sink: socket.socket
-    ) -> None:
+    def _forward(self, connection: _Connection, direction: Direction) -> None:
+        source, sink = connection.ends[direction]
         ends = MessageEnds(direction)
-        try:
+        if self._holed:
+            self._lost.add(connection)
+        with contextlib.suppress(OSError):  # an end that was closed
             while data := source.recv(_READ_BYTES):
                 self._pass(connection, direction, data, ends.feed(data), sink)
-        except OSError:
-            pass
-        if connection.holed:  # the other side does not hear of it
+        if connection in self._lost:  # the other side does not hear of it
             return
-        connection.end()
-        with self._lock:
-            self._open.discard(connection)
+        connection.cut()
+        with self._lock, contextlib.suppress(ValueError):
+            self._open.remove(connection)
 
     def _pass(
         self, connection: _Connection, direction: Direction, data: bytes, ends: list[int], sink: socket.socket
     ) -> None:
-        if connection.holed:
+        if connection in self._lost:
             return
-        rate = self.bytes_per_second
-        if rate is not None:
-            time.sleep(len(data) / rate)
+        if self.bytes_per_second is not None:
+            time.sleep(len(data) / self.bytes_per_second)
         with self._lock:
             self.messages[direction] += len(ends)
             trigger, passing = self._trigger, None
@@ -264,42 +212,17 @@ class Proxy:
         sink.sendall(data[:passing])
         trigger.act()
         if trigger.fate != "arrives":
-            connection.end()
+            connection.cut()
             return
         sink.sendall(data[passing:])
 
 
-class _Connection:
-    """Two sockets.
-
-    Attributes:
-        holed: what comes in vanishes.
-    """
-
-    def __init__(self, client: socket.socket, service: socket.socket) -> None:
-        self.holed = False
-        self._sockets = (client, service)
-
-    def end(self) -> None:
-        """Reset both."""
-        for one in self._sockets:
-            _reset(one)
-
-
-def _reset(one: socket.socket) -> None:
-    """Ends a connection without good-bye."""
-    with contextlib.suppress(OSError):
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    with contextlib.suppress(OSError):
-        one.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it
-    one.close()
-
-
 @contextlib.contextmanager
-def proxied(target: str) -> Iterator[Proxy]:
-    """A proxy for the length of the block."""
-    proxy = Proxy(target)
+def proxied(service: str) -> Iterator[MessageProxy]:
+    """A proxy before a service for the length of the block."""
+    proxy = MessageProxy(service)
     try:
         yield proxy
     finally:
+        proxy.disarm()
         proxy.close()

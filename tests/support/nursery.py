@@ -7,6 +7,8 @@ no threads and no gRPC yet, so that it goes on, and ends, as a process that was 
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import json
 import os
 import select
@@ -184,10 +186,8 @@ def _perform(task: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    import torch._dynamo  # the first optimizer loads it
-
-    import koopcast.hook
-    import koopcast_server.__main__
-    import trainers  # noqa: F401  # what scripts import
+    for name in ("torch._dynamo", "koopcast.hook", "koopcast_server.__main__", "trainers"):
+        importlib.import_module(name)  # torch._dynamo: the first optimizer loads it
+    gc.freeze()  # collections at the ends of processes need not look at all that torch has
 
     _perform(_serve_requests(socket.socket(fileno=int(sys.argv[1]))))

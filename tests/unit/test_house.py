@@ -56,6 +56,7 @@ MAY_NOT_IMPORT = {
     "koopcast_server.answering": ["engine", "held_", *_ABOVE_THE_ENGINE],
     "koopcast_server.held_": ["engine", *_ABOVE_THE_ENGINE],
     "koopcast_server.gram_store": ["engine", "held_", "answering", "solving", *_ABOVE_THE_ENGINE],
+    "koopcast_server.shared_memory": ["engine", "held_", "interceptor", *_ABOVE_THE_ENGINE],
     "koopcast_server.steps": ["engine", "held_", *_ABOVE_THE_ENGINE],
     "koopcast_server.gram_rows": ["engine", "held_", "job", "metrics", "grpc_", "http_", "service"],
     "koopcast_server.row_intake": ["metrics", "grpc_", "http_", "interceptor", "service"],
@@ -256,6 +257,7 @@ def test_the_arrows_within_the_server() -> None:
         "judging",
         "gram_rows",
         "row_intake",
+        "shared_memory",
         "steps",
     ],
 )

@@ -144,6 +144,7 @@ class HeldJob:
             self._count_bytes(job)
         self._newest = (job.segment, snapshot.step)
         if result.outcome == "superseded":
+            self._counters.dropped()
             self.break_off()
         else:
             self._counters.snapshots_pushed += 1

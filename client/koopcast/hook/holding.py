@@ -30,7 +30,9 @@ __all__ = ["HOLDERS", "Holding", "RingPlan", "Snapshots", "check_holding", "hold
 Snapshots = Literal["auto", "server", "trainer"]
 HOLDERS: Final[tuple[Snapshots, ...]] = ("auto", "server", "trainer")
 
-_QUEUE_DEPTH: Final = 2
+_LARGE_BYTES: Final = 32 << 20
+"""A model from this size on has one snapshot buffer. A second one only saves snapshots that come while the last one is
+still on its way, and is not worth as much memory as the model takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,8 @@ def hold_at_service(
     client: Client, settings: JobSettings, budget: WaitBudget, counters: Counters, *, pinned: bool, lag: int
 ) -> Holding:
     """Push snapshots from buffers; fetch displacements, or, after a lag, use those that came with the answer."""
-    pool = BufferPool(settings.tensors, _QUEUE_DEPTH, pinned=pinned)
+    snapshot_bytes = sum(spec.nbytes for spec in settings.tensors.values())
+    pool = BufferPool(settings.tensors, 1 if snapshot_bytes >= _LARGE_BYTES else 2, pinned=pinned)
     job = HeldJob(client, settings, counters)
     link = Link(client, job, pool, counters)
 

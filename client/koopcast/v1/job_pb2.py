@@ -26,45 +26,47 @@ from koopcast.v1 import operator_pb2 as koopcast_dot_v1_dot_operator__pb2
 from koopcast.v1 import tensor_pb2 as koopcast_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15koopcast/v1/job.proto\x12\x0bkoopcast.v1\x1a\x1akoopcast/v1/operator.proto\x1a\x18koopcast/v1/tensor.proto\"\xbe\x02\n\x07JobSpec\x12(\n\x07tensors\x18\x01 \x03(\x0b\x32\x17.koopcast.v1.TensorSpec\x12\x0e\n\x06stride\x18\x02 \x01(\x04\x12+\n\x08operator\x18\x03 \x01(\x0b\x32\x19.koopcast.v1.OperatorSpec\x12.\n\x0cwindow_dtype\x18\x04 \x01(\x0e\x32\x18.koopcast.v1.ElementType\x12,\n\nwire_dtype\x18\x05 \x01(\x0e\x32\x18.koopcast.v1.ElementType\x12\x30\n\rwindow_holder\x18\x06 \x01(\x0e\x32\x19.koopcast.v1.WindowHolder\x12\x13\n\x0bshard_count\x18\x07 \x01(\r\x12\'\n\x08\x65ncoding\x18\x08 \x01(\x0e\x32\x15.koopcast.v1.Encoding\"\xdf\x01\n\x0eOpenJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x04spec\x18\x02 \x01(\x0b\x32\x14.koopcast.v1.JobSpec\x12(\n\tif_exists\x18\x03 \x01(\x0e\x32\x15.koopcast.v1.IfExists\x12\x11\n\ttake_over\x18\x04 \x01(\x08\x12\x18\n\x10protocol_version\x18\x05 \x01(\r\x12\x16\n\x0e\x63lient_version\x18\x06 \x01(\t\x12\x13\n\x0bshard_index\x18\x07 \x01(\r\x12\x17\n\x0fshared_lease_id\x18\x08 \x01(\t\"\xd3\x02\n\x0fOpenJobResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x15\n\rlease_seconds\x18\x02 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07segment\x18\x04 \x01(\x04\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x16\n\x0esnapshots_held\x18\x06 \x01(\r\x12\x0f\n\x07resumed\x18\x07 \x01(\x08\x12\x18\n\x10protocol_version\x18\x08 \x01(\r\x12\x16\n\x0eserver_version\x18\t \x01(\t\x12\x13\n\x0blease_epoch\x18\n \x01(\x04\x12\x16\n\x0eworker_address\x18\x0b \x01(\t\x12\x14\n\x0cworker_token\x18\x0c \x01(\t\x12\x13\n\x0bspec_digest\x18\r \x01(\x0c\x12\x12\n\x05\x63lock\x18\x0e \x01(\x01H\x00\x88\x01\x01\x12\x11\n\taveraging\x18\x0f \x01(\rB\x08\n\x06_clock\"G\n\x0bLeaseStatus\x12\x0c\n\x04held\x18\x01 \x01(\x08\x12\x1a\n\x12\x65xpires_in_seconds\x18\x02 \x01(\x01\x12\x0e\n\x06holder\x18\x03 \x01(\t\"\xe0\x04\n\tJobStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\"\n\x04spec\x18\x03 \x01(\x0b\x32\x14.koopcast.v1.JobSpec\x12\x0f\n\x07segment\x18\x04 \x01(\x04\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x16\n\x0esnapshots_held\x18\x06 \x01(\r\x12\x1a\n\x12snapshots_accepted\x18\x07 \x01(\x04\x12\x12\n\nparameters\x18\x08 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\n \x01(\x04\x12\x12\n\nbytes_sent\x18\x0b \x01(\x04\x12\x13\n\x0bpredictions\x18\x0c \x01(\x04\x12\x16\n\x0ejumps_accepted\x18\r \x01(\x04\x12\x16\n\x0ejumps_rejected\x18\x0e \x01(\x04\x12\x1f\n\x17last_prediction_seconds\x18\x0f \x01(\x01\x12\x1c\n\x14\x63reated_unix_seconds\x18\x10 \x01(\x01\x12\x1b\n\x13pushed_unix_seconds\x18\x11 \x01(\x01\x12\'\n\x05lease\x18\x12 \x01(\x0b\x32\x18.koopcast.v1.LeaseStatus\x12(\n\x06\x62locks\x18\x13 \x03(\x0b\x32\x18.koopcast.v1.BlockReport\x12*\n\x07summary\x18\x14 \x01(\x0b\x32\x19.koopcast.v1.BlockSummary\x12\x1d\n\x15trusted_horizon_steps\x18\x15 \x01(\x01\x12*\n\x07history\x18\x16 \x03(\x0b\x32\x19.koopcast.v1.HistoryPoint\"\xab\x01\n\x0cHistoryPoint\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x17\n\x0fspectral_radius\x18\x02 \x01(\x01\x12\x16\n\x0e\x62\x61\x63ktest_error\x18\x03 \x01(\x01\x12\x1d\n\x15\x62\x61\x63ktest_error_linear\x18\x04 \x01(\x01\x12\x15\n\rhorizon_steps\x18\x05 \x01(\x01\x12\x17\n\x0fpredicted_error\x18\x06 \x01(\x01\x12\r\n\x05moved\x18\x07 \x01(\x08\"F\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66irst_block\x18\x02 \x01(\r\x12\x12\n\nmax_blocks\x18\x03 \x01(\r\"5\n\x0eGetJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.koopcast.v1.JobStatus\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.koopcast.v1.JobStatus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x11RenewLeaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\"+\n\x12RenewLeaseResponse\x12\x15\n\rlease_seconds\x18\x01 \x01(\x01\"?\n\x0f\x43loseJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x0c\n\x04keep\x18\x03 \x01(\x08\"\'\n\x10\x43loseJobResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04*g\n\x08IfExists\x12\x19\n\x15IF_EXISTS_UNSPECIFIED\x10\x00\x12\x14\n\x10IF_EXISTS_RESUME\x10\x01\x12\x15\n\x11IF_EXISTS_REPLACE\x10\x02\x12\x13\n\x0fIF_EXISTS_ERROR\x10\x03*b\n\x0cWindowHolder\x12\x1d\n\x19WINDOW_HOLDER_UNSPECIFIED\x10\x00\x12\x18\n\x14WINDOW_HOLDER_SERVER\x10\x01\x12\x19\n\x15WINDOW_HOLDER_TRAINER\x10\x02\x32\xf6\x02\n\nJobService\x12\x44\n\x07OpenJob\x12\x1b.koopcast.v1.OpenJobRequest\x1a\x1c.koopcast.v1.OpenJobResponse\x12\x41\n\x06GetJob\x12\x1a.koopcast.v1.GetJobRequest\x1a\x1b.koopcast.v1.GetJobResponse\x12G\n\x08ListJobs\x12\x1c.koopcast.v1.ListJobsRequest\x1a\x1d.koopcast.v1.ListJobsResponse\x12M\n\nRenewLease\x12\x1e.koopcast.v1.RenewLeaseRequest\x1a\x1f.koopcast.v1.RenewLeaseResponse\x12G\n\x08\x43loseJob\x12\x1c.koopcast.v1.CloseJobRequest\x1a\x1d.koopcast.v1.CloseJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15koopcast/v1/job.proto\x12\x0bkoopcast.v1\x1a\x1akoopcast/v1/operator.proto\x1a\x18koopcast/v1/tensor.proto\"\xbe\x02\n\x07JobSpec\x12(\n\x07tensors\x18\x01 \x03(\x0b\x32\x17.koopcast.v1.TensorSpec\x12\x0e\n\x06stride\x18\x02 \x01(\x04\x12+\n\x08operator\x18\x03 \x01(\x0b\x32\x19.koopcast.v1.OperatorSpec\x12.\n\x0cwindow_dtype\x18\x04 \x01(\x0e\x32\x18.koopcast.v1.ElementType\x12,\n\nwire_dtype\x18\x05 \x01(\x0e\x32\x18.koopcast.v1.ElementType\x12\x30\n\rwindow_holder\x18\x06 \x01(\x0e\x32\x19.koopcast.v1.WindowHolder\x12\x13\n\x0bshard_count\x18\x07 \x01(\r\x12\'\n\x08\x65ncoding\x18\x08 \x01(\x0e\x32\x15.koopcast.v1.Encoding\"?\n\x0cSharedMemory\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\r\n\x05nonce\x18\x03 \x01(\x0c\"\x91\x02\n\x0eOpenJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x04spec\x18\x02 \x01(\x0b\x32\x14.koopcast.v1.JobSpec\x12(\n\tif_exists\x18\x03 \x01(\x0e\x32\x15.koopcast.v1.IfExists\x12\x11\n\ttake_over\x18\x04 \x01(\x08\x12\x18\n\x10protocol_version\x18\x05 \x01(\r\x12\x16\n\x0e\x63lient_version\x18\x06 \x01(\t\x12\x13\n\x0bshard_index\x18\x07 \x01(\r\x12\x17\n\x0fshared_lease_id\x18\x08 \x01(\t\x12\x30\n\rshared_memory\x18\t \x01(\x0b\x32\x19.koopcast.v1.SharedMemory\"\xea\x02\n\x0fOpenJobResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x15\n\rlease_seconds\x18\x02 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07segment\x18\x04 \x01(\x04\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x16\n\x0esnapshots_held\x18\x06 \x01(\r\x12\x0f\n\x07resumed\x18\x07 \x01(\x08\x12\x18\n\x10protocol_version\x18\x08 \x01(\r\x12\x16\n\x0eserver_version\x18\t \x01(\t\x12\x13\n\x0blease_epoch\x18\n \x01(\x04\x12\x16\n\x0eworker_address\x18\x0b \x01(\t\x12\x14\n\x0cworker_token\x18\x0c \x01(\t\x12\x13\n\x0bspec_digest\x18\r \x01(\x0c\x12\x12\n\x05\x63lock\x18\x0e \x01(\x01H\x00\x88\x01\x01\x12\x11\n\taveraging\x18\x0f \x01(\r\x12\x15\n\rshared_memory\x18\x10 \x01(\x08\x42\x08\n\x06_clock\"G\n\x0bLeaseStatus\x12\x0c\n\x04held\x18\x01 \x01(\x08\x12\x1a\n\x12\x65xpires_in_seconds\x18\x02 \x01(\x01\x12\x0e\n\x06holder\x18\x03 \x01(\t\"\xe0\x04\n\tJobStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\"\n\x04spec\x18\x03 \x01(\x0b\x32\x14.koopcast.v1.JobSpec\x12\x0f\n\x07segment\x18\x04 \x01(\x04\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x16\n\x0esnapshots_held\x18\x06 \x01(\r\x12\x1a\n\x12snapshots_accepted\x18\x07 \x01(\x04\x12\x12\n\nparameters\x18\x08 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\n \x01(\x04\x12\x12\n\nbytes_sent\x18\x0b \x01(\x04\x12\x13\n\x0bpredictions\x18\x0c \x01(\x04\x12\x16\n\x0ejumps_accepted\x18\r \x01(\x04\x12\x16\n\x0ejumps_rejected\x18\x0e \x01(\x04\x12\x1f\n\x17last_prediction_seconds\x18\x0f \x01(\x01\x12\x1c\n\x14\x63reated_unix_seconds\x18\x10 \x01(\x01\x12\x1b\n\x13pushed_unix_seconds\x18\x11 \x01(\x01\x12\'\n\x05lease\x18\x12 \x01(\x0b\x32\x18.koopcast.v1.LeaseStatus\x12(\n\x06\x62locks\x18\x13 \x03(\x0b\x32\x18.koopcast.v1.BlockReport\x12*\n\x07summary\x18\x14 \x01(\x0b\x32\x19.koopcast.v1.BlockSummary\x12\x1d\n\x15trusted_horizon_steps\x18\x15 \x01(\x01\x12*\n\x07history\x18\x16 \x03(\x0b\x32\x19.koopcast.v1.HistoryPoint\"\xab\x01\n\x0cHistoryPoint\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x17\n\x0fspectral_radius\x18\x02 \x01(\x01\x12\x16\n\x0e\x62\x61\x63ktest_error\x18\x03 \x01(\x01\x12\x1d\n\x15\x62\x61\x63ktest_error_linear\x18\x04 \x01(\x01\x12\x15\n\rhorizon_steps\x18\x05 \x01(\x01\x12\x17\n\x0fpredicted_error\x18\x06 \x01(\x01\x12\r\n\x05moved\x18\x07 \x01(\x08\"F\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66irst_block\x18\x02 \x01(\r\x12\x12\n\nmax_blocks\x18\x03 \x01(\r\"5\n\x0eGetJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.koopcast.v1.JobStatus\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.koopcast.v1.JobStatus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x11RenewLeaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\"+\n\x12RenewLeaseResponse\x12\x15\n\rlease_seconds\x18\x01 \x01(\x01\"?\n\x0f\x43loseJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x0c\n\x04keep\x18\x03 \x01(\x08\"\'\n\x10\x43loseJobResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04*g\n\x08IfExists\x12\x19\n\x15IF_EXISTS_UNSPECIFIED\x10\x00\x12\x14\n\x10IF_EXISTS_RESUME\x10\x01\x12\x15\n\x11IF_EXISTS_REPLACE\x10\x02\x12\x13\n\x0fIF_EXISTS_ERROR\x10\x03*b\n\x0cWindowHolder\x12\x1d\n\x19WINDOW_HOLDER_UNSPECIFIED\x10\x00\x12\x18\n\x14WINDOW_HOLDER_SERVER\x10\x01\x12\x19\n\x15WINDOW_HOLDER_TRAINER\x10\x02\x32\xf6\x02\n\nJobService\x12\x44\n\x07OpenJob\x12\x1b.koopcast.v1.OpenJobRequest\x1a\x1c.koopcast.v1.OpenJobResponse\x12\x41\n\x06GetJob\x12\x1a.koopcast.v1.GetJobRequest\x1a\x1b.koopcast.v1.GetJobResponse\x12G\n\x08ListJobs\x12\x1c.koopcast.v1.ListJobsRequest\x1a\x1d.koopcast.v1.ListJobsResponse\x12M\n\nRenewLease\x12\x1e.koopcast.v1.RenewLeaseRequest\x1a\x1f.koopcast.v1.RenewLeaseResponse\x12G\n\x08\x43loseJob\x12\x1c.koopcast.v1.CloseJobRequest\x1a\x1d.koopcast.v1.CloseJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'koopcast.v1.job_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IFEXISTS']._serialized_start=2311
-  _globals['_IFEXISTS']._serialized_end=2414
-  _globals['_WINDOWHOLDER']._serialized_start=2416
-  _globals['_WINDOWHOLDER']._serialized_end=2514
+  _globals['_IFEXISTS']._serialized_start=2449
+  _globals['_IFEXISTS']._serialized_end=2552
+  _globals['_WINDOWHOLDER']._serialized_start=2554
+  _globals['_WINDOWHOLDER']._serialized_end=2652
   _globals['_JOBSPEC']._serialized_start=93
   _globals['_JOBSPEC']._serialized_end=411
-  _globals['_OPENJOBREQUEST']._serialized_start=414
-  _globals['_OPENJOBREQUEST']._serialized_end=637
-  _globals['_OPENJOBRESPONSE']._serialized_start=640
-  _globals['_OPENJOBRESPONSE']._serialized_end=979
-  _globals['_LEASESTATUS']._serialized_start=981
-  _globals['_LEASESTATUS']._serialized_end=1052
-  _globals['_JOBSTATUS']._serialized_start=1055
-  _globals['_JOBSTATUS']._serialized_end=1663
-  _globals['_HISTORYPOINT']._serialized_start=1666
-  _globals['_HISTORYPOINT']._serialized_end=1837
-  _globals['_GETJOBREQUEST']._serialized_start=1839
-  _globals['_GETJOBREQUEST']._serialized_end=1909
-  _globals['_GETJOBRESPONSE']._serialized_start=1911
-  _globals['_GETJOBRESPONSE']._serialized_end=1964
-  _globals['_LISTJOBSREQUEST']._serialized_start=1966
-  _globals['_LISTJOBSREQUEST']._serialized_end=2022
-  _globals['_LISTJOBSRESPONSE']._serialized_start=2024
-  _globals['_LISTJOBSRESPONSE']._serialized_end=2105
-  _globals['_RENEWLEASEREQUEST']._serialized_start=2107
-  _globals['_RENEWLEASEREQUEST']._serialized_end=2158
-  _globals['_RENEWLEASERESPONSE']._serialized_start=2160
-  _globals['_RENEWLEASERESPONSE']._serialized_end=2203
-  _globals['_CLOSEJOBREQUEST']._serialized_start=2205
-  _globals['_CLOSEJOBREQUEST']._serialized_end=2268
-  _globals['_CLOSEJOBRESPONSE']._serialized_start=2270
-  _globals['_CLOSEJOBRESPONSE']._serialized_end=2309
-  _globals['_JOBSERVICE']._serialized_start=2517
-  _globals['_JOBSERVICE']._serialized_end=2891
+  _globals['_SHAREDMEMORY']._serialized_start=413
+  _globals['_SHAREDMEMORY']._serialized_end=476
+  _globals['_OPENJOBREQUEST']._serialized_start=479
+  _globals['_OPENJOBREQUEST']._serialized_end=752
+  _globals['_OPENJOBRESPONSE']._serialized_start=755
+  _globals['_OPENJOBRESPONSE']._serialized_end=1117
+  _globals['_LEASESTATUS']._serialized_start=1119
+  _globals['_LEASESTATUS']._serialized_end=1190
+  _globals['_JOBSTATUS']._serialized_start=1193
+  _globals['_JOBSTATUS']._serialized_end=1801
+  _globals['_HISTORYPOINT']._serialized_start=1804
+  _globals['_HISTORYPOINT']._serialized_end=1975
+  _globals['_GETJOBREQUEST']._serialized_start=1977
+  _globals['_GETJOBREQUEST']._serialized_end=2047
+  _globals['_GETJOBRESPONSE']._serialized_start=2049
+  _globals['_GETJOBRESPONSE']._serialized_end=2102
+  _globals['_LISTJOBSREQUEST']._serialized_start=2104
+  _globals['_LISTJOBSREQUEST']._serialized_end=2160
+  _globals['_LISTJOBSRESPONSE']._serialized_start=2162
+  _globals['_LISTJOBSRESPONSE']._serialized_end=2243
+  _globals['_RENEWLEASEREQUEST']._serialized_start=2245
+  _globals['_RENEWLEASEREQUEST']._serialized_end=2296
+  _globals['_RENEWLEASERESPONSE']._serialized_start=2298
+  _globals['_RENEWLEASERESPONSE']._serialized_end=2341
+  _globals['_CLOSEJOBREQUEST']._serialized_start=2343
+  _globals['_CLOSEJOBREQUEST']._serialized_end=2406
+  _globals['_CLOSEJOBRESPONSE']._serialized_start=2408
+  _globals['_CLOSEJOBRESPONSE']._serialized_end=2447
+  _globals['_JOBSERVICE']._serialized_start=2655
+  _globals['_JOBSERVICE']._serialized_end=3029
 # @@protoc_insertion_point(module_scope)

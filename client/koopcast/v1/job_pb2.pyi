@@ -48,8 +48,18 @@ class JobSpec(_message.Message):
     encoding: _tensor_pb2.Encoding
     def __init__(self, tensors: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., stride: _Optional[int] = ..., operator: _Optional[_Union[_operator_pb2.OperatorSpec, _Mapping]] = ..., window_dtype: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., wire_dtype: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., window_holder: _Optional[_Union[WindowHolder, str]] = ..., shard_count: _Optional[int] = ..., encoding: _Optional[_Union[_tensor_pb2.Encoding, str]] = ...) -> None: ...
 
+class SharedMemory(_message.Message):
+    __slots__ = ("name", "size_bytes", "nonce")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size_bytes: int
+    nonce: bytes
+    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+
 class OpenJobRequest(_message.Message):
-    __slots__ = ("name", "spec", "if_exists", "take_over", "protocol_version", "client_version", "shard_index", "shared_lease_id")
+    __slots__ = ("name", "spec", "if_exists", "take_over", "protocol_version", "client_version", "shard_index", "shared_lease_id", "shared_memory")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     IF_EXISTS_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +68,7 @@ class OpenJobRequest(_message.Message):
     CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     SHARD_INDEX_FIELD_NUMBER: _ClassVar[int]
     SHARED_LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     name: str
     spec: JobSpec
     if_exists: IfExists
@@ -66,10 +77,11 @@ class OpenJobRequest(_message.Message):
     client_version: str
     shard_index: int
     shared_lease_id: str
-    def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., if_exists: _Optional[_Union[IfExists, str]] = ..., take_over: bool = ..., protocol_version: _Optional[int] = ..., client_version: _Optional[str] = ..., shard_index: _Optional[int] = ..., shared_lease_id: _Optional[str] = ...) -> None: ...
+    shared_memory: SharedMemory
+    def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., if_exists: _Optional[_Union[IfExists, str]] = ..., take_over: bool = ..., protocol_version: _Optional[int] = ..., client_version: _Optional[str] = ..., shard_index: _Optional[int] = ..., shared_lease_id: _Optional[str] = ..., shared_memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
 
 class OpenJobResponse(_message.Message):
-    __slots__ = ("lease_id", "lease_seconds", "memory_bytes", "segment", "step", "snapshots_held", "resumed", "protocol_version", "server_version", "lease_epoch", "worker_address", "worker_token", "spec_digest", "clock", "averaging")
+    __slots__ = ("lease_id", "lease_seconds", "memory_bytes", "segment", "step", "snapshots_held", "resumed", "protocol_version", "server_version", "lease_epoch", "worker_address", "worker_token", "spec_digest", "clock", "averaging", "shared_memory")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +97,7 @@ class OpenJobResponse(_message.Message):
     SPEC_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     AVERAGING_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     lease_seconds: float
     memory_bytes: int
@@ -100,7 +113,8 @@ class OpenJobResponse(_message.Message):
     spec_digest: bytes
     clock: float
     averaging: int
-    def __init__(self, lease_id: _Optional[str] = ..., lease_seconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., segment: _Optional[int] = ..., step: _Optional[int] = ..., snapshots_held: _Optional[int] = ..., resumed: bool = ..., protocol_version: _Optional[int] = ..., server_version: _Optional[str] = ..., lease_epoch: _Optional[int] = ..., worker_address: _Optional[str] = ..., worker_token: _Optional[str] = ..., spec_digest: _Optional[bytes] = ..., clock: _Optional[float] = ..., averaging: _Optional[int] = ...) -> None: ...
+    shared_memory: bool
+    def __init__(self, lease_id: _Optional[str] = ..., lease_seconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., segment: _Optional[int] = ..., step: _Optional[int] = ..., snapshots_held: _Optional[int] = ..., resumed: bool = ..., protocol_version: _Optional[int] = ..., server_version: _Optional[str] = ..., lease_epoch: _Optional[int] = ..., worker_address: _Optional[str] = ..., worker_token: _Optional[str] = ..., spec_digest: _Optional[bytes] = ..., clock: _Optional[float] = ..., averaging: _Optional[int] = ..., shared_memory: bool = ...) -> None: ...
 
 class LeaseStatus(_message.Message):
     __slots__ = ("held", "expires_in_seconds", "holder")

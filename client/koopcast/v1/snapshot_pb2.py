@@ -25,35 +25,39 @@ _sym_db = _symbol_database.Default()
 from koopcast.v1 import tensor_pb2 as koopcast_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1akoopcast/v1/snapshot.proto\x12\x0bkoopcast.v1\x1a\x18koopcast/v1/tensor.proto\"\xf7\x02\n\x0eSnapshotHeader\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x0f\n\x07segment\x18\x03 \x01(\x04\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12(\n\x07tensors\x18\x05 \x03(\x0b\x32\x17.koopcast.v1.TensorSpec\x12\x13\n\x0btotal_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x07 \x01(\x0c\x12\x11\n\taveraging\x18\x08 \x01(\r\x12\x12\n\x05\x63lock\x18\t \x01(\x01H\x00\x88\x01\x01\x12\'\n\x08\x65ncoding\x18\n \x01(\x0e\x32\x15.koopcast.v1.Encoding\x12\x13\n\x0bshard_index\x18\x0b \x01(\r\x12\x0e\n\x06resume\x18\x0c \x01(\x08\x12\x13\n\x0bspec_digest\x18\r \x01(\x0c\x12\x11\n\tupload_id\x18\x0e \x01(\x0c\x12\x19\n\x11reference_segment\x18\x0f \x01(\x04\x12\x16\n\x0ereference_step\x18\x10 \x01(\x04\x42\x08\n\x06_clock\"=\n\rSnapshotChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\x07\" \n\x0eSnapshotCommit\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"\xab\x01\n\x13PushSnapshotRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.koopcast.v1.SnapshotHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.koopcast.v1.SnapshotChunkH\x00\x12-\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x1b.koopcast.v1.SnapshotCommitH\x00\x42\t\n\x07message\"Q\n\rSnapshotReady\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\"\n\x1aunacknowledged_bytes_limit\x18\x02 \x01(\x04\x12\x0c\n\x04held\x18\x03 \x01(\x08\"\'\n\x0bSnapshotAck\x12\x18\n\x10\x63ommitted_offset\x18\x01 \x01(\x04\"W\n\x0eSnapshotResult\x12-\n\x07outcome\x18\x01 \x01(\x0e\x32\x1c.koopcast.v1.SnapshotOutcome\x12\x16\n\x0esnapshots_held\x18\x02 \x01(\r\"\xa6\x01\n\x14PushSnapshotResponse\x12+\n\x05ready\x18\x01 \x01(\x0b\x32\x1a.koopcast.v1.SnapshotReadyH\x00\x12\'\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x18.koopcast.v1.SnapshotAckH\x00\x12-\n\x06result\x18\x03 \x01(\x0b\x32\x1b.koopcast.v1.SnapshotResultH\x00\x42\t\n\x07message\"\xe5\x01\n\x12PushGramRowRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x0f\n\x07segment\x18\x03 \x01(\x04\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x11\n\taveraging\x18\x05 \x01(\r\x12\x12\n\x05\x63lock\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bshard_index\x18\x07 \x01(\r\x12\x19\n\x11velocity_products\x18\x08 \x03(\x01\x12\x17\n\x0fweight_products\x18\t \x03(\x01\x12\x17\n\x0fweights_squared\x18\n \x03(\x01\x42\x08\n\x06_clock\"\\\n\x13PushGramRowResponse\x12-\n\x07outcome\x18\x01 \x01(\x0e\x32\x1c.koopcast.v1.SnapshotOutcome\x12\x16\n\x0esnapshots_held\x18\x02 \x01(\r*\x93\x01\n\x0fSnapshotOutcome\x12 \n\x1cSNAPSHOT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1d\n\x19SNAPSHOT_OUTCOME_ACCEPTED\x10\x01\x12\x1e\n\x1aSNAPSHOT_OUTCOME_DUPLICATE\x10\x02\x12\x1f\n\x1bSNAPSHOT_OUTCOME_SUPERSEDED\x10\x03\x32\xbc\x01\n\x0fSnapshotService\x12W\n\x0cPushSnapshot\x12 .koopcast.v1.PushSnapshotRequest\x1a!.koopcast.v1.PushSnapshotResponse(\x01\x30\x01\x12P\n\x0bPushGramRow\x12\x1f.koopcast.v1.PushGramRowRequest\x1a .koopcast.v1.PushGramRowResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1akoopcast/v1/snapshot.proto\x12\x0bkoopcast.v1\x1a\x18koopcast/v1/tensor.proto\"\xf7\x02\n\x0eSnapshotHeader\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x0f\n\x07segment\x18\x03 \x01(\x04\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12(\n\x07tensors\x18\x05 \x03(\x0b\x32\x17.koopcast.v1.TensorSpec\x12\x13\n\x0btotal_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x07 \x01(\x0c\x12\x11\n\taveraging\x18\x08 \x01(\r\x12\x12\n\x05\x63lock\x18\t \x01(\x01H\x00\x88\x01\x01\x12\'\n\x08\x65ncoding\x18\n \x01(\x0e\x32\x15.koopcast.v1.Encoding\x12\x13\n\x0bshard_index\x18\x0b \x01(\r\x12\x0e\n\x06resume\x18\x0c \x01(\x08\x12\x13\n\x0bspec_digest\x18\r \x01(\x0c\x12\x11\n\tupload_id\x18\x0e \x01(\x0c\x12\x19\n\x11reference_segment\x18\x0f \x01(\x04\x12\x16\n\x0ereference_step\x18\x10 \x01(\x04\x42\x08\n\x06_clock\"l\n\rSnapshotChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\x07\x12\x17\n\x0fshared_position\x18\x04 \x01(\x04\x12\x14\n\x0cshared_bytes\x18\x05 \x01(\x04\" \n\x0eSnapshotCommit\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"\xab\x01\n\x13PushSnapshotRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.koopcast.v1.SnapshotHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.koopcast.v1.SnapshotChunkH\x00\x12-\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x1b.koopcast.v1.SnapshotCommitH\x00\x42\t\n\x07message\"Q\n\rSnapshotReady\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\"\n\x1aunacknowledged_bytes_limit\x18\x02 \x01(\x04\x12\x0c\n\x04held\x18\x03 \x01(\x08\"\'\n\x0bSnapshotAck\x12\x18\n\x10\x63ommitted_offset\x18\x01 \x01(\x04\"W\n\x0eSnapshotResult\x12-\n\x07outcome\x18\x01 \x01(\x0e\x32\x1c.koopcast.v1.SnapshotOutcome\x12\x16\n\x0esnapshots_held\x18\x02 \x01(\r\"\xa6\x01\n\x14PushSnapshotResponse\x12+\n\x05ready\x18\x01 \x01(\x0b\x32\x1a.koopcast.v1.SnapshotReadyH\x00\x12\'\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x18.koopcast.v1.SnapshotAckH\x00\x12-\n\x06result\x18\x03 \x01(\x0b\x32\x1b.koopcast.v1.SnapshotResultH\x00\x42\t\n\x07message\"U\n\x18PushShortSnapshotRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x1b.koopcast.v1.SnapshotHeader\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"H\n\x19PushShortSnapshotResponse\x12+\n\x06result\x18\x01 \x01(\x0b\x32\x1b.koopcast.v1.SnapshotResult\"\xe5\x01\n\x12PushGramRowRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x0f\n\x07segment\x18\x03 \x01(\x04\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x11\n\taveraging\x18\x05 \x01(\r\x12\x12\n\x05\x63lock\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bshard_index\x18\x07 \x01(\r\x12\x19\n\x11velocity_products\x18\x08 \x03(\x01\x12\x17\n\x0fweight_products\x18\t \x03(\x01\x12\x17\n\x0fweights_squared\x18\n \x03(\x01\x42\x08\n\x06_clock\"\\\n\x13PushGramRowResponse\x12-\n\x07outcome\x18\x01 \x01(\x0e\x32\x1c.koopcast.v1.SnapshotOutcome\x12\x16\n\x0esnapshots_held\x18\x02 \x01(\r*\x93\x01\n\x0fSnapshotOutcome\x12 \n\x1cSNAPSHOT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1d\n\x19SNAPSHOT_OUTCOME_ACCEPTED\x10\x01\x12\x1e\n\x1aSNAPSHOT_OUTCOME_DUPLICATE\x10\x02\x12\x1f\n\x1bSNAPSHOT_OUTCOME_SUPERSEDED\x10\x03\x32\xa0\x02\n\x0fSnapshotService\x12W\n\x0cPushSnapshot\x12 .koopcast.v1.PushSnapshotRequest\x1a!.koopcast.v1.PushSnapshotResponse(\x01\x30\x01\x12\x62\n\x11PushShortSnapshot\x12%.koopcast.v1.PushShortSnapshotRequest\x1a&.koopcast.v1.PushShortSnapshotResponse\x12P\n\x0bPushGramRow\x12\x1f.koopcast.v1.PushGramRowRequest\x1a .koopcast.v1.PushGramRowResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'koopcast.v1.snapshot_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SNAPSHOTOUTCOME']._serialized_start=1427
-  _globals['_SNAPSHOTOUTCOME']._serialized_end=1574
+  _globals['_SNAPSHOTOUTCOME']._serialized_start=1635
+  _globals['_SNAPSHOTOUTCOME']._serialized_end=1782
   _globals['_SNAPSHOTHEADER']._serialized_start=70
   _globals['_SNAPSHOTHEADER']._serialized_end=445
   _globals['_SNAPSHOTCHUNK']._serialized_start=447
-  _globals['_SNAPSHOTCHUNK']._serialized_end=508
-  _globals['_SNAPSHOTCOMMIT']._serialized_start=510
-  _globals['_SNAPSHOTCOMMIT']._serialized_end=542
-  _globals['_PUSHSNAPSHOTREQUEST']._serialized_start=545
-  _globals['_PUSHSNAPSHOTREQUEST']._serialized_end=716
-  _globals['_SNAPSHOTREADY']._serialized_start=718
-  _globals['_SNAPSHOTREADY']._serialized_end=799
-  _globals['_SNAPSHOTACK']._serialized_start=801
-  _globals['_SNAPSHOTACK']._serialized_end=840
-  _globals['_SNAPSHOTRESULT']._serialized_start=842
-  _globals['_SNAPSHOTRESULT']._serialized_end=929
-  _globals['_PUSHSNAPSHOTRESPONSE']._serialized_start=932
-  _globals['_PUSHSNAPSHOTRESPONSE']._serialized_end=1098
-  _globals['_PUSHGRAMROWREQUEST']._serialized_start=1101
-  _globals['_PUSHGRAMROWREQUEST']._serialized_end=1330
-  _globals['_PUSHGRAMROWRESPONSE']._serialized_start=1332
-  _globals['_PUSHGRAMROWRESPONSE']._serialized_end=1424
-  _globals['_SNAPSHOTSERVICE']._serialized_start=1577
-  _globals['_SNAPSHOTSERVICE']._serialized_end=1765
+  _globals['_SNAPSHOTCHUNK']._serialized_end=555
+  _globals['_SNAPSHOTCOMMIT']._serialized_start=557
+  _globals['_SNAPSHOTCOMMIT']._serialized_end=589
+  _globals['_PUSHSNAPSHOTREQUEST']._serialized_start=592
+  _globals['_PUSHSNAPSHOTREQUEST']._serialized_end=763
+  _globals['_SNAPSHOTREADY']._serialized_start=765
+  _globals['_SNAPSHOTREADY']._serialized_end=846
+  _globals['_SNAPSHOTACK']._serialized_start=848
+  _globals['_SNAPSHOTACK']._serialized_end=887
+  _globals['_SNAPSHOTRESULT']._serialized_start=889
+  _globals['_SNAPSHOTRESULT']._serialized_end=976
+  _globals['_PUSHSNAPSHOTRESPONSE']._serialized_start=979
+  _globals['_PUSHSNAPSHOTRESPONSE']._serialized_end=1145
+  _globals['_PUSHSHORTSNAPSHOTREQUEST']._serialized_start=1147
+  _globals['_PUSHSHORTSNAPSHOTREQUEST']._serialized_end=1232
+  _globals['_PUSHSHORTSNAPSHOTRESPONSE']._serialized_start=1234
+  _globals['_PUSHSHORTSNAPSHOTRESPONSE']._serialized_end=1306
+  _globals['_PUSHGRAMROWREQUEST']._serialized_start=1309
+  _globals['_PUSHGRAMROWREQUEST']._serialized_end=1538
+  _globals['_PUSHGRAMROWRESPONSE']._serialized_start=1540
+  _globals['_PUSHGRAMROWRESPONSE']._serialized_end=1632
+  _globals['_SNAPSHOTSERVICE']._serialized_start=1785
+  _globals['_SNAPSHOTSERVICE']._serialized_end=2073
 # @@protoc_insertion_point(module_scope)

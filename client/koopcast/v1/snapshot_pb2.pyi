@@ -55,14 +55,18 @@ class SnapshotHeader(_message.Message):
     def __init__(self, job: _Optional[str] = ..., lease_id: _Optional[str] = ..., segment: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., digest: _Optional[bytes] = ..., averaging: _Optional[int] = ..., clock: _Optional[float] = ..., encoding: _Optional[_Union[_tensor_pb2.Encoding, str]] = ..., shard_index: _Optional[int] = ..., resume: bool = ..., spec_digest: _Optional[bytes] = ..., upload_id: _Optional[bytes] = ..., reference_segment: _Optional[int] = ..., reference_step: _Optional[int] = ...) -> None: ...
 
 class SnapshotChunk(_message.Message):
-    __slots__ = ("offset", "data", "crc32c")
+    __slots__ = ("offset", "data", "crc32c", "shared_position", "shared_bytes")
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     CRC32C_FIELD_NUMBER: _ClassVar[int]
+    SHARED_POSITION_FIELD_NUMBER: _ClassVar[int]
+    SHARED_BYTES_FIELD_NUMBER: _ClassVar[int]
     offset: int
     data: bytes
     crc32c: int
-    def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32c: _Optional[int] = ...) -> None: ...
+    shared_position: int
+    shared_bytes: int
+    def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32c: _Optional[int] = ..., shared_position: _Optional[int] = ..., shared_bytes: _Optional[int] = ...) -> None: ...
 
 class SnapshotCommit(_message.Message):
     __slots__ = ("digest",)
@@ -113,6 +117,20 @@ class PushSnapshotResponse(_message.Message):
     ack: SnapshotAck
     result: SnapshotResult
     def __init__(self, ready: _Optional[_Union[SnapshotReady, _Mapping]] = ..., ack: _Optional[_Union[SnapshotAck, _Mapping]] = ..., result: _Optional[_Union[SnapshotResult, _Mapping]] = ...) -> None: ...
+
+class PushShortSnapshotRequest(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: SnapshotHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[SnapshotHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PushShortSnapshotResponse(_message.Message):
+    __slots__ = ("result",)
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    result: SnapshotResult
+    def __init__(self, result: _Optional[_Union[SnapshotResult, _Mapping]] = ...) -> None: ...
 
 class PushGramRowRequest(_message.Message):
     __slots__ = ("job", "lease_id", "segment", "step", "averaging", "clock", "shard_index", "velocity_products", "weight_products", "weights_squared")

@@ -40,6 +40,11 @@ class SnapshotServiceStub(object):
                 request_serializer=koopcast_dot_v1_dot_snapshot__pb2.PushSnapshotRequest.SerializeToString,
                 response_deserializer=koopcast_dot_v1_dot_snapshot__pb2.PushSnapshotResponse.FromString,
                 _registered_method=True)
+        self.PushShortSnapshot = channel.unary_unary(
+                '/koopcast.v1.SnapshotService/PushShortSnapshot',
+                request_serializer=koopcast_dot_v1_dot_snapshot__pb2.PushShortSnapshotRequest.SerializeToString,
+                response_deserializer=koopcast_dot_v1_dot_snapshot__pb2.PushShortSnapshotResponse.FromString,
+                _registered_method=True)
         self.PushGramRow = channel.unary_unary(
                 '/koopcast.v1.SnapshotService/PushGramRow',
                 request_serializer=koopcast_dot_v1_dot_snapshot__pb2.PushGramRowRequest.SerializeToString,
@@ -59,6 +64,13 @@ class SnapshotServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PushShortSnapshot(self, request, context):
+        """A snapshot of at most 2 MiB, in one message: cheaper than a stream of three.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PushGramRow(self, request, context):
         """What the operators need to know of a snapshot that stays with its trainer (jobs whose window the trainer holds).
         """
@@ -73,6 +85,11 @@ def add_SnapshotServiceServicer_to_server(servicer, server):
                     servicer.PushSnapshot,
                     request_deserializer=koopcast_dot_v1_dot_snapshot__pb2.PushSnapshotRequest.FromString,
                     response_serializer=koopcast_dot_v1_dot_snapshot__pb2.PushSnapshotResponse.SerializeToString,
+            ),
+            'PushShortSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.PushShortSnapshot,
+                    request_deserializer=koopcast_dot_v1_dot_snapshot__pb2.PushShortSnapshotRequest.FromString,
+                    response_serializer=koopcast_dot_v1_dot_snapshot__pb2.PushShortSnapshotResponse.SerializeToString,
             ),
             'PushGramRow': grpc.unary_unary_rpc_method_handler(
                     servicer.PushGramRow,
@@ -108,6 +125,33 @@ class SnapshotService(object):
             '/koopcast.v1.SnapshotService/PushSnapshot',
             koopcast_dot_v1_dot_snapshot__pb2.PushSnapshotRequest.SerializeToString,
             koopcast_dot_v1_dot_snapshot__pb2.PushSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushShortSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/koopcast.v1.SnapshotService/PushShortSnapshot',
+            koopcast_dot_v1_dot_snapshot__pb2.PushShortSnapshotRequest.SerializeToString,
+            koopcast_dot_v1_dot_snapshot__pb2.PushShortSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -29,6 +29,12 @@ class SnapshotServiceStub:
     A stream that ends before its result leaves the window as it was; it may be resumed from where it broke off.
     """
 
+    PushShortSnapshot: grpc.UnaryUnaryMultiCallable[
+        koopcast.v1.snapshot_pb2.PushShortSnapshotRequest,
+        koopcast.v1.snapshot_pb2.PushShortSnapshotResponse,
+    ]
+    """A snapshot of at most 2 MiB, in one message: cheaper than a stream of three."""
+
     PushGramRow: grpc.UnaryUnaryMultiCallable[
         koopcast.v1.snapshot_pb2.PushGramRowRequest,
         koopcast.v1.snapshot_pb2.PushGramRowResponse,
@@ -45,6 +51,12 @@ class SnapshotServiceAsyncStub:
     """One snapshot. Accepted means: every byte received, checksummed, finite, published in its slot.
     A stream that ends before its result leaves the window as it was; it may be resumed from where it broke off.
     """
+
+    PushShortSnapshot: grpc.aio.UnaryUnaryMultiCallable[
+        koopcast.v1.snapshot_pb2.PushShortSnapshotRequest,
+        koopcast.v1.snapshot_pb2.PushShortSnapshotResponse,
+    ]
+    """A snapshot of at most 2 MiB, in one message: cheaper than a stream of three."""
 
     PushGramRow: grpc.aio.UnaryUnaryMultiCallable[
         koopcast.v1.snapshot_pb2.PushGramRowRequest,
@@ -64,6 +76,14 @@ class SnapshotServiceServicer(metaclass=abc.ABCMeta):
         """One snapshot. Accepted means: every byte received, checksummed, finite, published in its slot.
         A stream that ends before its result leaves the window as it was; it may be resumed from where it broke off.
         """
+
+    @abc.abstractmethod
+    def PushShortSnapshot(
+        self,
+        request: koopcast.v1.snapshot_pb2.PushShortSnapshotRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[koopcast.v1.snapshot_pb2.PushShortSnapshotResponse, collections.abc.Awaitable[koopcast.v1.snapshot_pb2.PushShortSnapshotResponse]]:
+        """A snapshot of at most 2 MiB, in one message: cheaper than a stream of three."""
 
     @abc.abstractmethod
     def PushGramRow(

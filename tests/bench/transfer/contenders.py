@@ -222,7 +222,14 @@ class Koopcast:
     """
 
     def __init__(
-        self, target: str, elements: int, *, window: int = 3, ca: Path | None = None, keeping: bool = False
+        self,
+        target: str,
+        elements: int,
+        *,
+        window: int = 3,
+        ca: Path | None = None,
+        keeping: bool = False,
+        sharing: bool = True,
     ) -> None:
         """Open a job of one float32 tensor.
 
@@ -233,8 +240,9 @@ class Koopcast:
             ca: for TLS.
             keeping: the client keeps a copy of the last snapshot, for `Prediction.weights`, as it does unless told
                 otherwise; the hook tells it.
+            sharing: snapshots go through shared memory where it can be had, as they do unless it is told otherwise.
         """
-        self.name = "koopcast, keeping weights" if keeping else "koopcast"
+        self.name = "koopcast" + ", keeping weights" * keeping + ", through the socket" * (not sharing)
         self.receiver = 0
         self._client = koopcast.connect(target, ca=ca, timeout_seconds=120.0)
         self.job = self._client.open_job(
@@ -242,9 +250,17 @@ class Koopcast:
             {"w": koopcast.TensorSpec("float32", (elements,))},
             stride=_STRIDE,
             operator=koopcast.Operator(window=window, rank=1, always_move=True),
-            **_keep_weights(keeping=keeping),
+            **_known(keep_weights=keeping, shared_memory=sharing),
         )
         self._step = 0
+
+    @classmethod
+    def streaming(cls, target: str, elements: int, *, ca: Path | None = None) -> Koopcast:
+        """One that pushes short snapshots, too, as streams: what a push cost before they went in one message."""
+        made = cls(target, elements, ca=ca)
+        made.name = "koopcast, as a stream"
+        made.job._takes_short = False
+        return made
 
     def send(self, array: Floats) -> None:
         """Pushes a snapshot; returns when it is accepted."""
@@ -282,6 +298,7 @@ class Koopcast:
         self._client.close()
 
 
-def _keep_weights(*, keeping: bool) -> Mapping[str, Any]:
-    known = "keep_weights" in inspect.signature(koopcast.Client.open_job).parameters
-    return {"keep_weights": keeping} if known else {}
+def _known(**options: bool) -> Mapping[str, Any]:
+    """Those that this version has: others are measured with the same benchmark."""
+    known = inspect.signature(koopcast.Client.open_job).parameters
+    return {name: value for name, value in options.items() if name in known}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from koopcast.shared_memory import LEAST_SNAPSHOT_BYTES
 from recording import cpu_seconds, quantiles
 from services import running_service
 from transfer.contenders import (
@@ -72,9 +73,7 @@ def bulk(workplace: Workplace, transport: Transport, nbytes: int) -> dict[str, A
     receiving: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
         target, ca, process_id = stack.enter_context(workplace.service(transport))
-        ours = [Koopcast(target, elements, ca=ca)]
-        if transport == "tcp":
-            ours.append(Koopcast(target, elements, keeping=True))
+        ours = list(_ours(transport, target, elements, ca))
         for each in ours:
             each.receiver = process_id
         rivals = _rivals(stack, workplace.directory, transport, nbytes)
@@ -109,26 +108,33 @@ def bulk(workplace: Workplace, transport: Transport, nbytes: int) -> dict[str, A
 
 
 def small(workplace: Workplace, transport: Transport, nbytes: int, count: int) -> dict[str, Any]:
-    """Latency of pushes of so few bytes; quantiles in seconds by contender."""
+    """Latency of pushes of so few bytes: quantiles in seconds by contender, and the sender's CPU seconds for each."""
     elements = nbytes // 4
     array = np.random.default_rng(1).standard_normal(elements, np.float32)
     times: dict[str, list[float]] = {}
+    sending: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
         target, ca, _ = stack.enter_context(workplace.service(transport))
         contenders: list[Contender] = [
             Koopcast(target, elements, ca=ca),
+            Koopcast.streaming(target, elements, ca=ca),
             *_rivals(stack, workplace.directory, transport, nbytes),
         ]
         for lap in range(count + 20):
             for contender in contenders:
+                before = time.process_time()
                 _note(times, contender, _seconds(contender.send, array), kept=lap >= 20)
+                _note(sending, contender, time.process_time() - before, kept=lap >= 20)
                 if isinstance(contender, Koopcast):
                     contender.settle()
             array *= np.float32(0.999)
         for contender in contenders:
             contender.close()
     found = {
-        name: dict(zip(("p50", "p99"), quantiles(values, 0.5, 0.99), strict=True))
+        name: {
+            **dict(zip(("p50", "p99"), quantiles(values, 0.5, 0.99), strict=True)),
+            "sender's CPU": sum(sending[name]) / len(sending[name]),
+        }
         for name, values in times.items()
     }
     return {"transport": transport, "bytes": nbytes, "count": count, "seconds": found}
@@ -164,6 +170,15 @@ def _push_many(contender: Contender, array: npt.NDArray[np.float32], pushes: int
         contender.send(array)
     if isinstance(contender, Koopcast):
         contender.settle()
+
+
+def _ours(transport: Transport, target: str, elements: int, ca: Path | None) -> Iterator[Koopcast]:
+    """Pushes as they are by default first, and with what makes a difference."""
+    yield Koopcast(target, elements, ca=ca)
+    if transport == "tcp":
+        yield Koopcast(target, elements, keeping=True)
+    if elements * 4 >= LEAST_SNAPSHOT_BYTES:
+        yield Koopcast(target, elements, ca=ca, sharing=False)
 
 
 def _rivals(

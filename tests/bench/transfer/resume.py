@@ -40,7 +40,9 @@ def main() -> None:
         koopcast.connect(proxy.target) as client,
     ):
         operator = koopcast.Operator("state", window=2)
-        with client.open_job("resume", weights, stride=1, operator=operator, keep_weights=False) as job:
+        with client.open_job(
+            "resume", weights, stride=1, operator=operator, keep_weights=False, shared_memory=False
+        ) as job:
             _cut_evenly(proxy, options.mebibytes * MIB, options.cuts)
             cut = timed(job, 0, weights)
             proxy.on_bytes = None

@@ -50,14 +50,19 @@ class Extent:
     transports: tuple[Transport, ...] = TRANSPORTS
     rounds: int = 7
     sections: tuple[str, ...] = SECTIONS
-    few: tuple[int, ...] = (4 << 10, MIB)
+    few: tuple[int, ...] = (4 << 10, 400 << 10, MIB)
     count: int = 500
     lasting: int = 256 * MIB
     pushes: int = 8
 
 
 QUICK: Final = Extent(
-    sizes=(MIB, 16 * MIB, 128 * MIB), rounds=5, few=(4 << 10, MIB), count=100, lasting=64 * MIB, pushes=4
+    sizes=(MIB, 16 * MIB, 128 * MIB),
+    rounds=5,
+    few=(4 << 10, 400 << 10, MIB),
+    count=100,
+    lasting=64 * MIB,
+    pushes=4,
 )
 
 

@@ -1,4 +1,4 @@
-"""Would shared memory be twice as fast as the Unix socket? A prototype, beside it, in one run.
+"""How much faster are pushes through shared memory, and how much could they be? A prototype beside them, in one run.
 
     python tests/bench/transfer/shm.py [--mib 256] [--rounds 9] [--json FILE] [--table]
 
@@ -55,7 +55,7 @@ class SharedMemory:
 
     def __init__(self, address: Mapping[str, str], *, checked: bool) -> None:
         """Attach to the receiver's ring."""
-        self.name = "shared memory, checksums" if checked else "shared memory, no checksums"
+        self.name = "prototype, checksums" if checked else "prototype, no checksums"
         self.receiver = 0
         self._checked = checked
         self._ring = shared_memory.SharedMemory(address["ring"])
@@ -204,15 +204,19 @@ def measure(nbytes: int, rounds: int, directory: Path) -> dict[str, Any]:
     times: dict[str, list[float]] = {}
     workplace = Workplace(directory, rounds, ("--memory-limit", "8GiB"))
     with contextlib.ExitStack() as stack:
-        target, _, _ = stack.enter_context(workplace.service("unix"))
+        unix, _, _ = stack.enter_context(workplace.service("unix"))
+        tcp, _, _ = stack.enter_context(workplace.service("tcp"))
         sockets = stack.enter_context(peer("socket", nbytes, directory))
         ring = stack.enter_context(receiver(directory, nbytes))
-        ours = Koopcast(target, nbytes // 4)
-        ours.name = "koopcast push, Unix socket"
+        ours = [
+            _named(Koopcast(target, nbytes // 4, sharing=sharing), f"koopcast push, {way}{what}")
+            for sharing, what in ((False, ""), (True, ", shared memory"))
+            for way, target in (("Unix socket", unix), ("TCP", tcp))
+        ]
         raw = RawSocket("unix", sockets["unix"], directory)
         raw.name = "raw Unix socket, nothing checked"
         for lap in range(rounds + 4):
-            for contender in _contenders(ours, raw, ring):
+            for contender in (*ours, *_contenders(raw, ring)):
                 started = time.perf_counter()
                 contender.send(array)
                 if lap >= 4:  # the window is full, and every page of it touched
@@ -223,13 +227,18 @@ def measure(nbytes: int, rounds: int, directory: Path) -> dict[str, Any]:
                     contender.close()
             array *= np.float32(0.999)
         raw.close()
-        ours.close()
+        for each in ours:
+            each.close()
     return {"machine": machine("grpcio", "numpy"), "bytes": nbytes, "seconds": times}
 
 
-def _contenders(ours: Koopcast, raw: RawSocket, ring: Mapping[str, str]) -> Iterator[Contender]:
+def _named(contender: Koopcast, name: str) -> Koopcast:
+    contender.name = name
+    return contender
+
+
+def _contenders(raw: RawSocket, ring: Mapping[str, str]) -> Iterator[Contender]:
     """The prototype's are made anew each time: its receiver takes one sender after the other."""
-    yield ours
     yield raw
     yield LeanSocket(ring)
     yield SharedMemory(ring, checked=True)
@@ -247,7 +256,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         ]
         for name, values in record["seconds"].items()
     ]
-    head = [f"{record['bytes'] / MIB:g} MiB", "GB/s", "times koopcast's push"]
+    head = [f"{record['bytes'] / MIB:g} MiB", "GB/s", "times the first"]
     return f"Measured on {record['machine']}.\n\n{table(head, rows)}"
 
 

@@ -108,11 +108,12 @@ def _small(measured: Sequence[Mapping[str, Any]]) -> str:
             name if name != "raw socket" else f"raw {_NAMES[case['transport']]}",
             nice_seconds(found["p50"]),
             nice_seconds(found["p99"]),
+            nice_seconds(found["sender's CPU"]),
         ]
         for case in measured
         for name, found in case["seconds"].items()
     ]
-    return table(["bytes", "transport", "", "p50", "p99"], rows)
+    return table(["bytes", "transport", "", "p50", "p99", "sender's CPU"], rows)
 
 
 def _size(nbytes: int) -> str:

@@ -53,7 +53,7 @@ def test_rounds_and_tables(directory: Path) -> None:
 def test_shared_memory(directory: Path) -> None:
     found = shm.measure(2 * MIB, rounds=2, directory=directory)
     assert all(len(times) == 2 for times in found["seconds"].values())
-    assert "| shared memory, checksums |" in shm.markdown({"machine": "here", **found})
+    assert "| prototype, checksums |" in shm.markdown({"machine": "here", **found})
 
 
 def test_tables_are_put_where_they_belong(tmp_path: Path) -> None:

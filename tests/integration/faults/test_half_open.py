@@ -17,10 +17,10 @@ RECOVERY_SECONDS = 30.0
 def test_calls_end_at_their_deadlines_and_both_come_back(own_service: ForkedService) -> None:
     with (
         proxied(own_service.target) as proxy,
-        koopcast.connect(proxy.address, timeout_seconds=5.0) as client,
+        koopcast.connect(proxy.target, timeout_seconds=5.0) as client,
     ):
         job = client.open_job("pushed", weights(0), stride=1)
-        run = HookedRun(proxy.address, "hooked")
+        run = HookedRun(proxy.target, "hooked")
         with run.ahead:
             fill(job, 0)
             run.train_until(lambda stats: stats.jumps_proposed > 0)

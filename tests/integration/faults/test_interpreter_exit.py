@@ -67,7 +67,9 @@ def service(cradle: Nursery) -> Iterator[ForkedService]:
 @pytest.mark.parametrize(
     ("end", "embedded"), [*((end, False) for end in ENDS), ("plain", True), ("exception", True)]
 )
-def test_of_its_own(cradle: Nursery, service: ForkedService, job_name: str, end: str, *, embedded: bool) -> None:
+def test_of_its_own(
+    cradle: Nursery, service: ForkedService, job_name: str, end: str, *, embedded: bool
+) -> None:
     script = cradle.script(PREAMBLE + ENDS[end], "" if embedded else service.target, job_name)
     status, output, errors = script.finish(SECONDS)
     assert (status, output) == (STATUSES.get(end, 0), "")

@@ -58,13 +58,13 @@ def foreign(message: M) -> M:
     return message
 
 
-def conversation(raw: Stubs, name: str, say: Callable[[M], M]) -> list[bytes]:
+def conversation(raw: Stubs, name: str, say: Callable[[Any], Any]) -> list[bytes]:
     """A job from its opening to its closing; the displacement's chunks."""
     push = snapshot_pb2.PushSnapshotRequest
     opened = raw.jobs.OpenJob(
         say(job_pb2.OpenJobRequest(name=name, spec=spec_of((ELEMENTS,)), protocol_version=9)), timeout=20
     )
-    key = {"job": name, "lease_id": opened.lease_id}
+    key: dict[str, Any] = {"job": name, "lease_id": opened.lease_id}
     for step in range(4):
         data = weights(step, ELEMENTS)["w"].tobytes()
         header = snapshot_pb2.SnapshotHeader(
@@ -148,7 +148,13 @@ def test_a_snapshot_that_is_not_understood_is_refused_by_name(
     raw: Stubs, job_name: str, field: str, fields: dict[str, Any]
 ) -> None:
     opened = raw.open(job_name, spec_of((4,)))
-    key = {"job": job_name, "lease_id": opened.lease_id, "segment": 1, "step": 1, "total_bytes": 16}
+    key: dict[str, Any] = {
+        "job": job_name,
+        "lease_id": opened.lease_id,
+        "segment": 1,
+        "step": 1,
+        "total_bytes": 16,
+    }
     request = snapshot_pb2.PushSnapshotRequest(header=snapshot_pb2.SnapshotHeader(**{**key, **fields}))
     with pytest.raises(grpc.RpcError) as caught:
         list(raw.snapshots.PushSnapshot(iter([request]), timeout=20))
@@ -180,7 +186,7 @@ def test_a_kind_of_message_that_is_not_known_is_refused(raw: Stubs) -> None:
 
 
 def test_a_call_that_is_not_known_is_unimplemented(raw: Stubs) -> None:
-    call = raw.channel.unary_unary("/koopcast.v1.JobService/MoveJob")
+    call: Callable[..., Any] = raw.channel.unary_unary("/koopcast.v1.JobService/MoveJob")
     with pytest.raises(grpc.RpcError) as caught:
         call(b"", timeout=20)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 import koopcast
-from faulty import SMALL, HookedRun, assert_serves, fill, wait_until, weights
+from faulty import SMALL, HookedRun, assert_serves, fill, persistently, wait_until, weights
 from message_proxy import proxied
 from nursery import ForkedService
 
@@ -28,20 +28,22 @@ def test_calls_outlive_a_pause_and_training_does_not_feel_it(own_service: Forked
 
     with (
         proxied(own_service.target) as proxy,
-        koopcast.connect(proxy.address, timeout_seconds=PAUSE_SECONDS + 20.0) as client,
+        koopcast.connect(proxy.target, timeout_seconds=PAUSE_SECONDS + 20.0) as client,
         koopcast.connect(own_service.target, timeout_seconds=PAUSE_SECONDS + 20.0) as other_client,
         ThreadPoolExecutor(2) as pool,
     ):
         asked = other_client.open_job("asked", weights(0), stride=1, operator=SMALL)
         expected = fill(asked, 0).weights["w"]
-        pushed = client.open_job("pushed", weights(0, ELEMENTS), stride=1, operator=SMALL)
+        pushed = client.open_job(
+            "pushed", weights(0, ELEMENTS), stride=1, operator=SMALL, shared_memory=False
+        )
         run = HookedRun(own_service.target, "hooked")
         with run.ahead:
             run.train_until(lambda stats: stats.jumps_proposed > 0)
             proxy.after_messages("up", 4, pause)  # in the middle of a push
             push = pool.submit(pushed.push, 0, weights(0, ELEMENTS))
             assert paused.wait(20)
-            answer = pool.submit(asked.predict_ahead, 5.0)
+            answer = pool.submit(persistently, lambda: asked.predict_ahead(5.0), 2 * PAUSE_SECONDS)
             resumed_at = time.monotonic() + PAUSE_SECONDS
             run.train_until(lambda _: time.monotonic() > resumed_at, 2 * PAUSE_SECONDS)
             during = run.stats
@@ -60,7 +62,7 @@ def test_calls_outlive_a_pause_and_training_does_not_feel_it(own_service: Forked
 
 def test_a_link_slower_than_the_trainer_costs_snapshots_and_no_time(own_service: ForkedService) -> None:
     with proxied(own_service.target) as proxy:
-        run = HookedRun(proxy.address, "slow", wait_seconds=0.05)
+        run = HookedRun(proxy.target, "slow", wait_seconds=0.05)
         with run.ahead:
             run.train(20)
             proxy.bytes_per_second = 3000.0  # a snapshot takes half a second, a step a thousandth

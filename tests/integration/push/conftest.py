@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -18,7 +19,8 @@ def proxy(service: RunningService) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def far(proxy: Proxy) -> Iterator[koopcast.Client]:
-    """A client that reaches the module's service through the proxy."""
+def far(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[koopcast.Client]:
+    """A client that reaches the module's service through the proxy, and shares no memory with it."""
     with koopcast.connect(proxy.target) as connected:
+        monkeypatch.setattr(connected, "open_job", partial(connected.open_job, shared_memory=False))
         yield connected

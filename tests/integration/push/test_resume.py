@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 
 import koopcast
+from koopcast.codec import encode_chunk
 from proxy import Direction, Faults, Proxy
 from services import running_service
 
 MIB = 1 << 20
 WEIGHTS = {"w": np.arange(6.0)}
-SETTINGS: dict[str, Any] = {"operator": koopcast.Operator("state", window=3, rank=1), "keep_weights": False}
+SETTINGS: dict[str, Any] = {
+    "operator": koopcast.Operator("state", window=3, rank=1),
+    "keep_weights": False,
+    "shared_memory": False,  # all bytes pass the proxy
+}
 
 
 def noise(mebibytes: float, seed: int) -> dict[str, np.ndarray]:
@@ -123,6 +128,45 @@ def test_a_corrupted_byte_is_found_and_its_chunk_sent_again(
     np.testing.assert_array_equal(held_weights(job), flat(noise(16, 2)))
 
 
+def as_another_field(message: bytes) -> bytes:
+    return b"\x2a" + message[1:]
+
+
+def as_a_commit(message: bytes) -> bytes:
+    return b"\x1a" + message[1:]
+
+
+def at_another_offset(message: bytes) -> bytes:
+    position = message.index(b"\x08", 1, 8) + 1
+    return message[:position] + bytes([message[position] ^ 1]) + message[position + 1 :]
+
+
+def of_another_length(message: bytes) -> bytes:
+    return message[:1] + bytes([message[1] ^ 1]) + message[2:]
+
+
+@pytest.mark.parametrize("flip", [as_another_field, as_a_commit, at_another_offset, of_another_length])
+def test_a_bit_flipped_around_the_data_costs_its_chunk_and_no_more(
+    client: koopcast.Client,
+    job_name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    flip: Callable[[bytes], bytes],
+) -> None:
+    job = client.open_job(job_name, noise(7, 0), stride=1, **SETTINGS)
+    sent = 0
+
+    def flipped_once(offset: int, data: memoryview, crc32c: int) -> bytes:
+        nonlocal sent
+        sent += 1
+        message = encode_chunk(offset, data, crc32c)
+        return flip(message) if sent == 3 else message
+
+    monkeypatch.setattr("koopcast.upload_source.encode_chunk", flipped_once)
+    assert job.push(0, noise(7, 0)).outcome == "accepted"
+    assert 0 < job.bytes_resent <= 3 * MIB
+    assert job.status().bytes_received == 7 * MIB
+
+
 def test_a_truncated_stream_is_resumed_when_its_connection_ends(
     far: koopcast.Client, proxy: Proxy, job_name: str
 ) -> None:
@@ -179,7 +223,7 @@ def test_a_service_that_is_killed_under_an_upload_is_unavailable_and_comes_back_
     """What the service held died with it: the upload ends, the client opens its job again and goes on."""
     with running_service("--http", "off") as service, koopcast.connect(proxy.target) as client:
         proxy.service = service.target
-        job = client.open_job(job_name, noise(32, 0), stride=1)
+        job = client.open_job(job_name, noise(32, 0), stride=1, shared_memory=False)
 
         def kill(direction: Direction, passed: int) -> None:
             if direction == "up" and passed > 10 * MIB and proxy.on_bytes is not None:
