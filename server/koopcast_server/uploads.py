@@ -171,7 +171,7 @@ class UploadStream:
         """
         self._refuse_misplaced(chunk)
         if isinstance(chunk, SharedChunk) and self._upload.memory is not None:
-            self.ack_bytes = min(ACK_BYTES, self._upload.memory.nbytes // 4)
+            self.ack_bytes = min(ACK_BYTES, self._upload.memory.nbytes // 5)
         self._waiting.append(chunk)
         self._waiting_bytes += chunk.nbytes
         self._next_byte += chunk.nbytes

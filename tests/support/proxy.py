@@ -134,7 +134,10 @@ class Proxy:
                 client.close()
                 continue
             service.settimeout(None)
-            for end in (client, service):  # as gRPC does at its own ends: else small messages wait for acknowledgements
+            for end in (
+                client,
+                service,
+            ):  # as gRPC does at its own ends: else small messages wait for acknowledgements
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection = _Connection(client, service)
             with self._lock:

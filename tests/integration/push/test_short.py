@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import grpc
@@ -280,12 +281,12 @@ def test_a_result_that_was_lost_is_told_again(raw: Stubs, client: koopcast.Clien
     assert job.status().snapshots_accepted == 1
 
 
-def pushed(job: koopcast.Job, step: int) -> str:
-    """Pushes until the service can be reached again: gRPC waits a little before it connects once more."""
+def until_reached(call: Callable[[], Any]) -> Any:
+    """Calls until the service can be reached again: gRPC waits a little before it connects once more."""
     deadline = time.monotonic() + 30
     while True:
         try:
-            return job.push(step, mixed(step)).outcome
+            return call()
         except koopcast.Unavailable:
             if time.monotonic() > deadline:
                 raise
@@ -295,6 +296,7 @@ def test_random_cuts_cost_no_snapshot(far: koopcast.Client, proxy: Proxy, job_na
     generator = random.Random(7)
     job = far.open_job(job_name, mixed(0), stride=1, operator=koopcast.Operator(window=3))
     cuts = 0
+    cutting: list[threading.Thread] = []
     for step in range(60):
         direction: Direction = generator.choice(["up", "down"])
         at = generator.randint(1, 400_000 if direction == "up" else 300)
@@ -302,15 +304,19 @@ def test_random_cuts_cost_no_snapshot(far: koopcast.Client, proxy: Proxy, job_na
         def watch(where: Direction, count: int, wanted: Direction = direction, at: int = at) -> None:
             if where == wanted and count >= at:
                 proxy.on_bytes = None
-                threading.Thread(target=proxy.cut).start()
+                cutting.append(threading.Thread(target=proxy.cut))
+                cutting[-1].start()
 
         proxy.on_bytes = watch
         proxy.cut()
-        assert pushed(job, step) in {"accepted", "duplicate"}
+        result = until_reached(partial(job.push, step, mixed(step)))
+        assert result.outcome in {"accepted", "duplicate"}
         cuts += proxy.on_bytes is None
         proxy.on_bytes = None
+        while cutting:
+            cutting.pop().join()
     assert cuts >= 40
-    assert job.status().snapshots_accepted == 60
+    assert until_reached(job.status).snapshots_accepted == 60
     assert_held(job, mixed(59))
 
 
