@@ -304,8 +304,9 @@ def test_random_cuts_cost_no_snapshot(far: koopcast.Client, proxy: Proxy, job_na
         def watch(where: Direction, count: int, wanted: Direction = direction, at: int = at) -> None:
             if where == wanted and count >= at:
                 proxy.on_bytes = None
-                cutting.append(threading.Thread(target=proxy.cut))
-                cutting[-1].start()
+                thread = threading.Thread(target=proxy.cut)
+                thread.start()
+                cutting.append(thread)
 
         proxy.on_bytes = watch
         proxy.cut()
