@@ -227,7 +227,7 @@ def test_a_writer_that_raises_is_counted_and_told_of_once(
         {"mode": "sometimes"},
         {"optimizer_state": "forget"},
         {"strict": 1},
-        {"tensorboard": object()},
+        {"tensorboard": "runs"},
         {"encoding": "zip"},
         {"wire_dtype": "int8"},
         {"encoding": "delta"},  # float32 differences save nothing

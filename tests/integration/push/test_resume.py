@@ -73,8 +73,8 @@ def test_a_cut_upload_goes_on_where_the_service_has_it_to(proxy: Proxy, job_name
         large = noise(256, 0)
         job = client.open_job(job_name, large, stride=1, **SETTINGS)
         job.push(0, large)
-        cut_once_at(proxy, 200 * MIB)
         proxy.cut()  # a fresh connection, which counts from 0
+        cut_once_at(proxy, 200 * MIB)
         large["first"][:3] = 0.5
         assert job.push(1, large).snapshots_held == 2
         assert proxy.connections >= 3
@@ -93,8 +93,8 @@ def test_a_hundred_random_cuts_cost_no_snapshot(far: koopcast.Client, proxy: Pro
     cuts = 0
     for step in range(3, 103):
         direction: Direction = generator.choice(["up", "up", "down"])
-        cut_once_at(proxy, generator.randint(1, 7 * MIB if direction == "up" else 400), direction)
         proxy.cut()
+        cut_once_at(proxy, generator.randint(1, 7 * MIB if direction == "up" else 400), direction)
         try:
             assert job.push(step, noise(6, step)).outcome == "accepted"
         except koopcast.Unavailable:  # cut twice before the service said anything
