@@ -193,7 +193,7 @@ def test_a_part_that_loses_its_trajectory_costs_all_a_window(service: RunningSer
 
 def test_a_lost_service_is_found_again_by_all_parts(tmp_path: Path) -> None:
     settings = {
-        "kind": "by-hand", "ranks": 2, "steps": 160, "fault": ["wait", "before step", 12],
+        "kind": "by-hand", "ranks": 2, "steps": 1600, "fault": ["wait", "before step", 12],
         "attach": {"horizons": [10]},
     }  # fmt: skip
     with running_service("--http", "off") as service:
