@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_a_hundred_random_cuts_cost_no_snapshot(far: koopcast.Client, proxy: Pro
         try:
             assert job.push(step, noise(6, step)).outcome == "accepted"
         except koopcast.Unavailable:  # cut before the service said anything
-            result = until_reached(lambda step=step: job.push(step, noise(6, step)))
+            result = until_reached(partial(job.push, step, noise(6, step)))
             assert result.outcome in {"accepted", "duplicate"}
         cuts += proxy.on_bytes is None
         proxy.on_bytes = None
