@@ -49,7 +49,7 @@ class Extent:
     uploads: int = 1000
     trainers: int = 64
     size: int = 1_000_000
-    seconds: float = 40.0
+    seconds: float = 15.0
     runs: int = 3
 
 
