@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -34,10 +35,10 @@ def tensors_alive() -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # asking every object what it is wakes some that are deprecated
         for one in gc.get_objects():
-            # Not subclasses: tensors without memory that a compiler left behind in this process are some.
-            if type(one) in (torch.Tensor, nn.Parameter) and one.layout == torch.strided:
+            if issubclass(type(one), torch.Tensor) and one.layout == torch.strided:
                 storage = one.untyped_storage()
-                found[storage.data_ptr()] = storage.nbytes()
+                with contextlib.suppress(RuntimeError):  # a compiler left it, without memory
+                    found[storage.data_ptr()] = storage.nbytes()
     return sum(size for size in found.values() if size > LITTLE) / UNIT
 
 
@@ -55,6 +56,7 @@ class Watched:
         self.before = tensors_alive()
         self.probes: list[float] = []
         self.alive: list[float] = []
+        self.peak = 0.0
 
     def train(self, count: int) -> None:
         for _ in range(count):
@@ -63,8 +65,13 @@ class Watched:
             self.optimizer.step()
 
     def look(self) -> float:
+        self.note_peak()
         self.alive.append(tensors_alive() - self.before)
+        tracemalloc.reset_peak()  # the list of all objects is as long as the process is old
         return self.alive[-1]
+
+    def note_peak(self) -> None:
+        self.peak = max(self.peak, tracemalloc.get_traced_memory()[1] / UNIT)
 
     def probe(self) -> float:
         """Of the candidates the second is the best, so that it is held while others are looked at."""
@@ -100,9 +107,10 @@ def test_an_attempt_holds_four_times_the_parameters_at_most(
         ) as ahead:  # fmt: skip
             run.train(WINDOW * EVERY - 1)
             assert run.look() == buffers + mean
-            tracemalloc.reset_peak()
+            run.peak = 0.0
             run.train(1)
-            arrays = tracemalloc.get_traced_memory()[1] / UNIT
+            run.note_peak()
+            arrays = run.peak
             assert ahead.stats().jumps_accepted == 1
             assert run.look() == 2 + mean + beside
             run.train(EVERY)
