@@ -8,7 +8,7 @@ from koopcast.codec import Chunk
 from koopcast.errors import DataLoss
 from koopcast.wire import checksum
 from koopcast_server.judging import Verdict
-from koopcast_server.uploads import SHORT_BYTES, Upload, UploadStream
+from koopcast_server.uploads import Upload, UploadStream
 
 __all__ = ["land_whole"]
 
@@ -32,7 +32,7 @@ async def land_whole(upload: Upload, data: memoryview) -> Verdict:
     job = upload.job
     stream = UploadStream(upload)
     try:
-        if _lands_at_once(upload, data):
+        if len(job.layout.runs) <= _FEW_RUNS and upload.lands_at_once(len(data)):
             upload.check_current(stream)
             _write(upload, data)
         else:
@@ -42,12 +42,6 @@ async def land_whole(upload: Upload, data: memoryview) -> Verdict:
         return await stream.commit(upload.snapshot.digest)
     finally:
         await stream.end(resumable=False)
-
-
-def _lands_at_once(upload: Upload, data: memoryview) -> bool:
-    job = upload.job
-    is_short = len(data) <= SHORT_BYTES and len(job.layout.runs) <= _FEW_RUNS
-    return is_short and not job.device_lock.locked() and job.ring.takes_at_once
 
 
 def _write(upload: Upload, data: memoryview) -> None:

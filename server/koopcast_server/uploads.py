@@ -25,7 +25,7 @@ from koopcast_server.job import Job
 from koopcast_server.judging import SnapshotIdentity, Verdict, judge
 from koopcast_server.shared_memory import reader_of
 
-__all__ = ["SHORT_BYTES", "Upload", "UploadStream", "resumed"]
+__all__ = ["Upload", "UploadStream", "resumed"]
 
 _LARGEST_CHUNK_BYTES: Final = 2 << 20
 _LARGEST_SHARED_BYTES: Final = 16 << 20
@@ -33,7 +33,7 @@ _TOGETHER_BYTES: Final = 4 << 20
 """Chunks land together from this on: a hop to a worker costs a tenth of what landing 2 MiB does."""
 _WAITING_BYTES: Final = 8 << 20
 """Chunks that may wait while others land; no more are read then."""
-SHORT_BYTES: Final = 64 << 10
+_SHORT_BYTES: Final = 64 << 10
 """A chunk up to this lands at once: that takes less than the hop to a worker."""
 
 
@@ -111,6 +111,12 @@ class Upload:
                 self.job.ring.land(chunk.offset, chunk.data, chunk.crc32c, self.code)
             self.crc32c = combine(self.crc32c, chunk.crc32c, chunk.nbytes)
             self.received_bytes += chunk.nbytes
+
+    def lands_at_once(self, byte_count: int) -> bool:
+        """Whether so many bytes land in less time than a hop to a worker takes, and nobody holds the window."""
+        return (
+            byte_count <= _SHORT_BYTES and not self.job.device_lock.locked() and self.job.ring.takes_at_once
+        )
 
     def give_up(self) -> None:
         """Leaves the slot to others."""
@@ -277,12 +283,9 @@ class UploadStream:
             )
 
     def _lands_at_once(self) -> bool:
-        job = self._upload.job
         return (
-            self._waiting_bytes <= SHORT_BYTES
-            and self.landing is None
-            and not job.device_lock.locked()
-            and job.ring.takes_at_once
+            self.landing is None
+            and self._upload.lands_at_once(self._waiting_bytes)
             and not any(isinstance(chunk, SharedChunk) for chunk in self._waiting)  # to read may take longer
         )
 

@@ -204,10 +204,13 @@ class HeldJob:
             operator=settings.operator,
             take_over=settings.unique,
             lease_id=self._lease_id,
-            wire_dtype=settings.wire_dtype,
-            keep_weights=False,
-            encoding=settings.encoding,
+            **self._holding(),
         )
+
+    def _holding(self) -> dict[str, Any]:
+        """What `Client.open_job` is told of who holds the snapshots, and of how they travel."""
+        settings = self._settings
+        return {"wire_dtype": settings.wire_dtype, "keep_weights": False, "encoding": settings.encoding}
 
     def _send(self, job: Job, snapshot: Snapshot) -> PushResult:
         return job.push(

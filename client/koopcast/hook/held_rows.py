@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -184,19 +184,12 @@ class RowsJob(HeldJob):
             self.open()
         return False
 
-    def _open_job(self) -> Job:
-        settings = self._settings
-        return self._client.open_job(
-            settings.name,
-            settings.tensors,
-            stride=settings.stride,
-            operator=settings.operator,
-            take_over=settings.unique,
-            lease_id=self._lease_id,
-            window_holder="trainer",
-            shard_count=self._shards.count,
-            shard_index=self._shards.index,
-        )
+    def _holding(self) -> dict[str, Any]:
+        return {
+            "window_holder": "trainer",
+            "shard_count": self._shards.count,
+            "shard_index": self._shards.index,
+        }
 
     def _send(self, job: Job, snapshot: Snapshot) -> PushResult:
         first = self._ring_segment != job.segment
