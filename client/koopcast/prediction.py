@@ -107,6 +107,10 @@ class Summary:
         backtest_error: of all blocks together, weighted by how far each one moved. NaN where there is none.
         backtest_error_linear: the same for linear extrapolation.
         predicted_error: predicted relative error of the displacement, moved blocks together. NaN where there is none.
+        predictability: how much of where the weights went the operator foretold in the back-test: the share of the
+            squared displacement of all blocks, 0 to 1, from one stride ahead on to as far as the back-test looks. Near 1
+            jumps pay, near 0 noise moves the weights and they do not. The same at every horizon. None where the window
+            is too short for a back-test, and from services that do not tell it.
     """
 
     blocks: int
@@ -116,6 +120,7 @@ class Summary:
     backtest_error: float
     backtest_error_linear: float
     predicted_error: float
+    predictability: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # each is itself only: arrays do not compare to one bool
@@ -241,6 +246,7 @@ def summary_from_message(message: operator_pb2.BlockSummary) -> Summary:
         backtest_error=message.backtest_error,
         backtest_error_linear=message.backtest_error_linear,
         predicted_error=message.predicted_error,
+        predictability=message.predictability if message.HasField("predictability") else None,
     )
 
 
@@ -254,6 +260,7 @@ def summary_to_message(summary: Summary) -> operator_pb2.BlockSummary:
         backtest_error=summary.backtest_error,
         backtest_error_linear=summary.backtest_error_linear,
         predicted_error=summary.predicted_error,
+        predictability=summary.predictability,
     )
 
 

@@ -107,6 +107,10 @@ class JobStatus:
         history: what earlier answers said, oldest first: the newest 512.
         window_holder: ``"server"`` or ``"trainer"``: where the snapshots are.
         shard_count: trainers that hold a part of the window each.
+        predictability: share of the squared displacement that the operators foretold, 0 to 1 (see
+            `Summary.predictability`), as it was last found, by an answer or by a look at the job: it outlasts the window
+            that it was found in. Near 1 jumps pay, near 0 noise moves the weights. None before the first back-test, and
+            from services that do not tell it.
     """
 
     name: str
@@ -138,6 +142,7 @@ class JobStatus:
     encoding: EncodingName = "raw"
     window_holder: WindowHolder = "server"
     shard_count: int = 1
+    predictability: float | None = None
 
 
 def status_from_message(message: job_pb2.JobStatus) -> JobStatus:
@@ -174,6 +179,7 @@ def status_from_message(message: job_pb2.JobStatus) -> JobStatus:
         encoding=ENCODING_NAMES.get(spec.encoding, "raw"),
         window_holder="trainer" if spec.window_holder == job_pb2.WINDOW_HOLDER_TRAINER else "server",
         shard_count=max(1, spec.shard_count),
+        predictability=message.predictability if message.HasField("predictability") else None,
     )
 
 
@@ -217,6 +223,7 @@ def status_to_message(status: JobStatus) -> job_pb2.JobStatus:
         summary=None if status.summary is None else summary_to_message(status.summary),
         trusted_horizon_steps=status.trusted_horizon_steps,
         history=list(map(_point_to_message, status.history)),
+        predictability=status.predictability,
     )
 
 

@@ -144,6 +144,7 @@ def jobs(
         "parameters",
         "memory",
         "jumps",
+        "predictable",
         "writer",
         "last push",
     )
@@ -155,6 +156,7 @@ def jobs(
             f"{status.parameters:,}",
             f"{status.memory_bytes / 2**20:.1f} MiB",
             f"{status.jumps_accepted} taken, {status.jumps_rejected} refused",
+            "-" if status.predictability is None else f"{status.predictability:.2f}",
             status.lease.holder if status.lease.held else "none",
             "-"
             if status.pushed is None

@@ -115,6 +115,10 @@ class JobSummary(Model):
         description="When the newest snapshot was accepted (UTC); null without one."
     )
     lease: LeaseModel = Field(description="Who writes to it.")
+    predictability: Measure = Field(
+        description="Share of the squared displacement that the operators foretold in their last back-test, 0 to 1: near "
+        "1 jumps pay, near 0 noise moves the weights. Null before the first back-test."
+    )
 
     @classmethod
     def of(cls, status: JobStatus) -> Self:
@@ -198,4 +202,5 @@ def _summary_fields(status: JobStatus) -> dict[str, object]:
         "created": status.created,
         "pushed": status.pushed,
         "lease": LeaseModel.of(status.lease),
+        "predictability": status.predictability,
     }

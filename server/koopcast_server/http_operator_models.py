@@ -186,6 +186,10 @@ class BlocksSummary(Model):
     predicted_error: Measure = Field(
         description="Predicted relative error, as far ahead as the job is trusted."
     )
+    predictability: Measure = Field(
+        description="Share of the squared displacement that was foretold in the back-test of the window as it is now, 0 to "
+        "1; null where it is too short for one."
+    )
 
     @classmethod
     def of(cls, summary: Summary) -> Self:

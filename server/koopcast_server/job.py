@@ -148,6 +148,7 @@ class Job:
         default_factory=lambda: {True: KeptAnswers(), False: KeptAnswers()}
     )
     history: deque[HistoryPoint] = field(default_factory=lambda: deque(maxlen=_HISTORY))
+    predictability: float | None = None
     trusted: TrustedHorizon = field(init=False)
     code: DifferenceCode | None = field(init=False)
     _reports: dict[tuple[int, int], tuple[Block, ...]] = field(default_factory=dict)
@@ -195,6 +196,11 @@ class Job:
                 moved=answer.moved,
             )
         )
+        self._note_predictability(told)
+
+    def _note_predictability(self, told: Summary | None) -> None:
+        if told is not None and told.predictability is not None:
+            self.predictability = told.predictability
 
     @property
     def newest_segment(self) -> int:
@@ -274,6 +280,7 @@ class Job:
                 self._reports.clear()
                 self._summary = await engine.run(self.window.summary, self.trusted.steps)
                 self._reported_version = self.version
+                self._note_predictability(self._summary)
             if (first, count) not in self._reports:
                 if self.closed:
                     return (), None
@@ -316,6 +323,7 @@ class Job:
             summary=summary,
             trusted_horizon_steps=self.trusted.steps,
             history=tuple(self.history),
+            predictability=self.predictability,
         )
 
 

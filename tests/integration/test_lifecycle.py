@@ -135,10 +135,14 @@ def test_a_lease_that_ran_out_is_free_and_a_heartbeat_keeps_one() -> None:
 
 
 def test_the_jobs_command_lists_jobs(service: RunningService, client: koopcast.Client, job_name: str) -> None:
-    client.open_job(job_name[:20], WEIGHTS, stride=1).push(0, WEIGHTS)
+    job = client.open_job(job_name[:20], WEIGHTS, stride=1)
+    for step in range(4):
+        job.push(step, {name: array + step for name, array in WEIGHTS.items()})
+    assert job.status().predictability == pytest.approx(1.0)
     result = koopcast_command("jobs", service.target)
     assert result.returncode == 0
-    assert job_name[:8] in result.stdout
+    assert "predictable" in result.stdout
+    assert "1.00" in next(line for line in result.stdout.splitlines() if job_name[:8] in line)
     nobody = koopcast_command("jobs", "127.0.0.1:9")
     assert nobody.returncode == 1
     assert "cannot be reached" in nobody.stderr.replace("\n", " ")

@@ -127,7 +127,7 @@ def test_many_blocks_come_in_parts(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_job_tells_of_all_blocks_and_of_earlier_answers(jobs: Jobs) -> None:
     open_job(jobs, "a")
-    summary = Summary(100_000, 7, 2, 1.5, math.nan, 0.75, 0.25)
+    summary = Summary(100_000, 7, 2, 1.5, math.nan, 0.75, 0.25, 0.5)
     history = (
         HistoryPoint(30, 1.5, math.nan, 0.75, 100.0, math.nan, False),
         HistoryPoint(40, 1.25, 0.5, 0.75, 50.0, 0.125, True),

@@ -92,6 +92,7 @@ SUMMARY = Summary(
     backtest_error=0.2,
     backtest_error_linear=0.9,
     predicted_error=0.3,
+    predictability=0.75,
 )
 STATUS = JobStatus(
     name="x",
@@ -123,6 +124,7 @@ STATUS = JobStatus(
         HistoryPoint(30, 1.25, 0.5, 0.75, 100.0, 0.625, True),
         HistoryPoint(40, 1.5, 0.25, 0.375, 50.0, 0.125, False),
     ),
+    predictability=0.5,
 )
 
 
@@ -151,6 +153,15 @@ def test_what_a_block_does_not_know_stays_unknown() -> None:
 
 def test_a_summary_survives_its_message() -> None:
     assert summary_from_message(summary_to_message(SUMMARY)) == SUMMARY
+
+
+@pytest.mark.parametrize("known", [None, 0.0, 1.0])
+def test_a_predictability_of_nothing_is_not_one_that_is_unknown(known: float | None) -> None:
+    status = replace(STATUS, summary=replace(SUMMARY, predictability=known), predictability=known)
+    assert status_from_message(status_to_message(status)) == status
+    assert (
+        operator_pb2.BlockSummary(blocks=1).HasField("predictability") is False
+    )  # as older services send it
 
 
 def test_the_clients_error_types_have_the_wire_format_of_google_rpc() -> None:

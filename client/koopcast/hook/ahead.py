@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
+from torch import Tensor
+
 from koopcast.errors import ArgumentValueError
+from koopcast.hook.gradients import shown
 from koopcast.hook.parts import PartFollower, PartLeader
 from koopcast.hook.rates import check_learning_rate
 from koopcast.hook.resuming import SavedRun
@@ -42,7 +46,56 @@ class Ahead(Stepping):
             self._leader.settle()
             self._leader.recorder.break_off(replaced=True)
         self._schedule.broke(self._counters.steps)
+        self._average.begin()
         self._begin_alike()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the model has the weights to evaluate, or to keep: averages where training is noisy, else its own.
+
+        Where refining (`attach(refine=...)`) found weights of a lower loss, and training left them again, it has those.
+
+        After it every bit of parameters and buffers is as before, also when an exception leaves it. Not to train in, and not to
+        load weights in::
+
+            with ahead.evaluating():
+                loss = validate(model)
+                torch.save(model.state_dict(), "best.pt")
+
+        What training goes on with is another thing: save that (`state_dict`) outside.
+
+        The average is an exponential one over the last 66 steps, of the parameters that take part and of floating-point
+        buffers such as BatchNorm's. It is used where the gradients are known to be noisy (known after the first attempts), from
+        20 steps after the last jump on, unless the learning rate has come down to less than a tenth of the largest: then the
+        noise has, too. Where it is not used, and after `close`, the model has its own weights.
+
+        It costs, only in noisy training, a copy of the weights (half precision: in float32) where they live, one pass
+        over them every 4 steps, and inside a second copy. Under torch.distributed nothing is sent; where the parameters are
+        sharded, all ranks must come here at the same step.
+        """
+        present = not self._finished and os.getpid() == self._process_id
+        better = self._better() if present else None
+        if better is not None:
+            with shown(self._trainer.model, self._trainer.selection.parameters(), better):
+                yield
+            return
+        before = self._average.show(self._hold_writers) if present else None
+        try:
+            yield
+        finally:
+            if before is not None:
+                self._average.hide(before, self._hold_writers)
+
+    def _better(self) -> Tensor | None:
+        """What refining found and training could not hold, where that is the better of both."""
+        if self._leader is None or isinstance(self._leader, PartFollower) or self._broken:
+            return None
+        self._hold_writers()
+        return self._leader.better()
+
+    def _hold_writers(self) -> None:
+        if self._leader is not None:
+            self._leader.recorder.hold_writers()
 
     def state_dict(self) -> dict[str, Any]:
         """What a later process needs to go on with this run: numbers and names, nothing of the model's size.
@@ -107,10 +160,13 @@ class Ahead(Stepping):
     def close(self, *, keep: bool = False) -> None:
         """Detach from the optimizer and close the job; does nothing the second time. Takes a few seconds at most.
 
+        Where refining found weights of a lower loss that training could not hold, the model ends with them.
+
         Args:
             keep: leave the job at the service for the next writer of this name.
         """
         self._finished = True
+        self._average.end()
         self._counters.end()
         if not self._inside:  # hooks must not go while the optimizer walks through them
             for handle in self._handles:

@@ -24,6 +24,7 @@ __all__ = [
     "check_choice",
     "check_flags",
     "check_question",
+    "check_refine",
     "check_timing",
     "check_trainer",
     "check_writer",
@@ -124,6 +125,18 @@ def check_timing(every: Any, lag: Any, wait_seconds: Any, average: Any, meeting_
             field="meeting_seconds",
         )
     return Timing(every, lag, float(wait_seconds), every if average else 1, float(meeting_seconds))
+
+
+def check_refine(refine: Any) -> None:
+    """A number of evaluations, or None."""
+    if refine is None:
+        return
+    if isinstance(refine, bool) or not isinstance(refine, int):
+        raise ArgumentTypeError(
+            f"refine must be a whole number of evaluations or None, not {refine!r}", field="refine"
+        )
+    if refine < 0:
+        raise ArgumentValueError(f"refine must be at least 0, not {refine}", field="refine")
 
 
 def check_question(

@@ -10,6 +10,7 @@ from koopcast.client import Client, connect
 from koopcast.hook.arguments import Timing
 from koopcast.hook.attempts import Attempts
 from koopcast.hook.budget import WaitBudget
+from koopcast.hook.gradients import GradientEvaluator
 from koopcast.hook.held_job import JobSettings
 from koopcast.hook.holding import Holding, RingPlan, hold_at_service, hold_in_ring
 from koopcast.hook.leader import Leader, QuestionSettings
@@ -18,6 +19,8 @@ from koopcast.hook.parts import PartFollower, PartLeader
 from koopcast.hook.policy import SearchOrder
 from koopcast.hook.ranks import Ranks
 from koopcast.hook.recorder import Recorder
+from koopcast.hook.refined_attempts import RefinedAttempts, RefiningPlan
+from koopcast.hook.regime import Regime
 from koopcast.hook.scalars import Scalars
 from koopcast.hook.shared_rows import SharedRowsJob
 from koopcast.hook.stats import Counters
@@ -59,7 +62,10 @@ class Callbacks:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the hook is made of, as the arguments gave it; `ring`: None where the service holds the snapshots."""
+    """What the hook is made of, as the arguments gave it.
+
+    `ring`: None where the service holds the snapshots. `refining`: None where jumps are not refined.
+    """
 
     service: Service
     job: JobSettings
@@ -71,6 +77,8 @@ class Parts:
     scalars: Scalars
     observing: bool
     counters: Counters
+    regime: Regime
+    refining: RefiningPlan | None
 
 
 def assemble(trainer: Trainer, parts: Parts, ranks: Ranks) -> Leader | PartFollower | None:
@@ -82,7 +90,7 @@ def assemble(trainer: Trainer, parts: Parts, ranks: Ranks) -> Leader | PartFollo
         return _with_parts(trainer, parts, parts.ring, ranks)
     if not ranks.leading:
         return None
-    counters, callbacks, timing = parts.counters, parts.callbacks, parts.timing
+    counters, timing = parts.counters, parts.timing
     client = parts.service.connect(parts.service.target)
     budget = WaitBudget(timing.wait_seconds, counters)
     if parts.ring is None:
@@ -91,15 +99,37 @@ def assemble(trainer: Trainer, parts: Parts, ranks: Ranks) -> Leader | PartFollo
     else:
         holding = hold_in_ring(client, parts.job, parts.ring, budget, counters, ranks)
     recorder = _recorder(trainer, parts, holding, budget)
-    probe = _announced(callbacks.probe, ranks)
-    evaluator = Evaluator(trainer.model, probe, callbacks.on_jump, counters, strict=callbacks.strict)
-    attempts = Attempts(
-        evaluator, trainer.optimizer, recorder, holding.displacements, parts.order, observing=parts.observing
-    )
+    attempts = _attempts(trainer, parts, recorder, holding, ranks)
     leader = Leader(attempts, recorder, holding.link, parts.question, budget, parts.scalars, counters)
     leader.shared = ranks.several
     holding.link.start(_FIRST_OPEN_SECONDS)
     return leader
+
+
+def _attempts(trainer: Trainer, parts: Parts, recorder: Recorder, holding: Holding, ranks: Ranks) -> Attempts:
+    """Attempts that refine what they find, where that is possible: of a lone trainer with a probe and room for it."""
+    callbacks, counters = parts.callbacks, parts.counters
+    probe = _announced(callbacks.probe, ranks)
+    if parts.refining is None or probe is None or ranks.several:
+        evaluator = Evaluator(trainer.model, probe, callbacks.on_jump, counters, strict=callbacks.strict)
+        return Attempts(
+            evaluator,
+            trainer.optimizer,
+            recorder,
+            holding.displacements,
+            parts.order,
+            observing=parts.observing,
+        )
+    gradients = GradientEvaluator(trainer.model, probe, callbacks.on_jump, counters, strict=callbacks.strict)
+    return RefinedAttempts(
+        gradients,
+        trainer.optimizer,
+        recorder,
+        holding.displacements,
+        parts.order,
+        observing=parts.observing,
+        plan=parts.refining,
+    )
 
 
 def _with_parts(trainer: Trainer, parts: Parts, plan: RingPlan, ranks: Ranks) -> Leader | PartFollower:

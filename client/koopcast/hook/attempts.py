@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from koopcast.hook.displacements import Displacements, HeldDisplacements
 from koopcast.hook.memory import Arena
@@ -48,12 +49,41 @@ class Attempts:
         """The probe's loss of the model as it is."""
         return self._trial(HeldDisplacements(), Arena()).loss_now()
 
-    def choose(self, predictions: Sequence[Prediction], *, undoable: bool) -> tuple[Choice, Departure | None]:
+    @property
+    def refining(self) -> bool:
+        """Whether there is something to be done where no prediction moves anything."""
+        return False
+
+    def look_around(self, step: int) -> None:
+        """At the first snapshot: find out what training is like. Nothing here."""
+
+    def compare(self) -> None:
+        """After every step: finish what `look_around` began. Nothing here."""
+
+    def gather(self) -> None:
+        """At every snapshot: look at the gradients of training. Nothing here."""
+
+    def better(self) -> Tensor | None:
+        """Weights better than training's own that are kept beside it. None here."""
+        return None
+
+    def go_on(self, loss: float | None, step: int) -> tuple[Choice, Departure | None]:  # noqa: ARG002  # likewise
+        """After a jump was undone: do better, if that can be done. Nothing here."""
+        return Choice(None, False, "nothing to go on from"), None
+
+    def choose(
+        self,
+        predictions: Sequence[Prediction],
+        *,
+        undoable: bool,
+        step: int,  # noqa: ARG002  # for those that refine
+    ) -> tuple[Choice, Departure | None]:
         """Search, and make the jump if one is accepted.
 
         Args:
             predictions: those that move something.
             undoable: whether the jump may have to be undone: it is to be watched, or other ranks must make it, too.
+            step: the trainer's.
 
         Returns:
             what was decided, and what to go back to where an undoable jump was made.

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from torch import Tensor
+
 from koopcast.hook.attempts import Attempts
 from koopcast.hook.budget import WaitBudget
 from koopcast.hook.held_job import Outcome
@@ -57,7 +59,8 @@ class _Watched:
     """An accepted jump that was not looked back on yet, and what is to be reported of it."""
 
     departure: Departure
-    outcome: Outcome
+    outcome: Outcome | None
+    loss_before: float | None
     replaced: int
 
 
@@ -95,6 +98,8 @@ class Leader:
         self._breaks = 0
         self._watched: _Watched | None = None
         self._undoing: Departure | None = None
+        self._undone_loss: float | None = None
+        self._looked = False
 
     def ask(self, schedule: JumpSchedule, *, pushed: bool, clock: float | None, rate: float | None) -> None:
         """Ask for the jump of this attempt.
@@ -132,6 +137,20 @@ class Leader:
             self._budget.renew()
             self._scalars.attempt(step)
 
+    def notice(self, step: int, schedule: JumpSchedule) -> None:
+        """After every step: where the first snapshot of all is due, find out what training is like."""
+        self._attempts.compare()
+        if not schedule.is_snapshot_due(step):
+            return
+        self._attempts.gather()
+        if not self._looked:
+            self._looked = True
+            self._attempts.look_around(step)
+
+    def better(self) -> Tensor | None:
+        """Weights better than training's own that are kept beside it; None: there are none."""
+        return self._attempts.better()
+
     def look_back(self, step: int) -> bool:
         """Ask the probe again, a stride after a jump; whether the jump is to be undone, by `go_back`."""
         watched, self._watched = self._watched, None
@@ -142,19 +161,32 @@ class Leader:
             if watched.replaced == self.recorder.replaced:
                 undone = self._look_back(watched, step)
             else:  # other weights were loaded: nothing to go back from
-                self.link.put(watched.outcome)
+                self._put(watched.outcome)
         finally:
             if not undone:
                 watched.departure.forget()
         return undone
 
-    def go_back(self) -> None:
-        """Undo the jump that was looked back on, now that all ranks know."""
+    def go_back(self, step: int) -> bool:
+        """Undo the jump that was looked back on, now that all ranks know; whether there is a new one to look back on."""
         departure, self._undoing = self._undoing, None
+        loss_before, self._undone_loss = self._undone_loss, None
+        if departure is None:
+            return False
+        departure.restore()
+        departure.forget()
+        self.recorder.break_off()
+        if not self._attempts.refining:
+            return False
+        probes_before = self._counters.probe_evaluations
+        choice, departure = self._attempts.go_on(loss_before, step)
+        if not choice.moved:
+            return False
+        self.recorder.break_off()
+        self._count(choice, step, probes_before)
         if departure is not None:
-            departure.restore()
-            departure.forget()
-            self.recorder.break_off()
+            self._watched = _Watched(departure, None, choice.loss_before, self.recorder.replaced)
+        return departure is not None
 
     def search_state(self) -> Any:
         """What the search order remembers, for `resume`."""
@@ -175,15 +207,16 @@ class Leader:
     def _look_back(self, watched: _Watched, step: int) -> bool:
         loss = self._attempts.loss_now()
         outcome = watched.outcome
-        undone = outcome.loss_before is not None and went_wrong(outcome.loss_before, loss)
+        undone = watched.loss_before is not None and went_wrong(watched.loss_before, loss)
         if undone:
-            self._undoing = watched.departure
-            reason = f"undone a stride after the jump: loss {outcome.loss_before:.6g} to {loss:.6g}"
+            self._undoing, self._undone_loss = watched.departure, watched.loss_before
+            reason = f"undone a stride after the jump: loss {watched.loss_before:.6g} to {loss:.6g}"
             self._counters.last_decision = reason
             self._counters.undone(reason)
             self._scalars.undone(step, loss)
-            outcome = replace(outcome, accepted=False, loss_after=_finite(loss))
-        self.link.put(outcome)
+            if outcome is not None:
+                outcome = replace(outcome, accepted=False, loss_after=_finite(loss))
+        self._put(outcome)
         return undone
 
     def give_up(self, schedule: JumpSchedule, reason: str) -> None:
@@ -210,13 +243,14 @@ class Leader:
         reason = "undone at once: the other ranks could not be told"
         self._counters.last_decision = reason
         self._counters.undone(reason)
-        self.link.put(replace(watched.outcome, accepted=False))
+        if watched.outcome is not None:
+            self.link.put(replace(watched.outcome, accepted=False))
 
     def settle(self) -> None:
         """Training ends: a jump that was not looked back on yet stays."""
         watched, self._watched = self._watched, None
         if watched is not None:
-            self.link.put(watched.outcome)
+            self._put(watched.outcome)
             watched.departure.forget()
 
     def _on_the_clock(
@@ -257,9 +291,9 @@ class Leader:
         if not question.predictions:
             return self._no_proposal(schedule, question.reason, held=question.held)
         moving = [prediction for prediction in question.predictions if prediction.moved]
-        if not moving:
+        if not moving and not self._attempts.refining:
             return self._no_proposal(schedule, "the service declined: no operator beats staying", held=None)
-        return self._propose(moving, schedule)
+        return self._propose(moving, question.predictions[0], schedule)
 
     def _no_proposal(self, schedule: JumpSchedule, reason: str, held: int | None) -> bool:
         self._counters.last_decision = reason
@@ -269,45 +303,57 @@ class Leader:
             schedule.lacked(held)
         return False
 
-    def _propose(self, predictions: Sequence[Prediction], schedule: JumpSchedule) -> bool:
+    def _propose(self, moving: Sequence[Prediction], first: Prediction, schedule: JumpSchedule) -> bool:
         probes_before = self._counters.probe_evaluations
         step = schedule.decided_at
-        choice, departure = self._attempts.choose(predictions, undoable=schedule.watching or self.shared)
+        choice, departure = self._attempts.choose(
+            moving, undoable=schedule.watching or self.shared, step=step
+        )
         self._counters.last_decision = choice.reason
-        if choice.accepted:
+        if choice.moved:
             schedule.jumped(step)
             self.recorder.break_off()
-            self.ratio = gradient_ratio(choice.loss_before, choice.loss_after)
+            self.ratio = gradient_ratio(choice.loss_before, choice.final_loss)
         else:
             schedule.refused()
+        self._count(choice, step, probes_before)
+        self._report(choice.prediction if choice.prediction is not None else first, choice, departure)
+        return choice.moved
+
+    def _count(self, choice: Choice, step: int, probes_before: int) -> None:
         best = choice.prediction
         event = JumpEvent(
             step=step,
             horizon=best.steps if best is not None else math.nan,
             operator_index=best.operator_index if best is not None else 0,
             loss_before=choice.loss_before,
-            loss_after=choice.loss_after,
-            accepted=choice.accepted,
+            loss_after=choice.final_loss,
+            accepted=choice.moved,
             reason=choice.reason,
             probe_evaluations=self._counters.probe_evaluations - probes_before,
             seconds=self._counters.seconds,
         )
+        self._counters.last_decision = choice.reason
         self._counters.jumped(event)
         self._scalars.proposal(event, best)
-        reported = best if best is not None else predictions[0]
-        self._report(reported, choice, departure)
-        return choice.accepted
 
     def _report(self, prediction: Prediction, choice: Choice, departure: Departure | None) -> None:
         """Tell the service; of a jump that is to be watched, later."""
         if self._attempts.observing:
             return  # nothing became of it, and the service would take it for a refusal
-        outcome = Outcome(
-            prediction.id, choice.accepted, _finite(choice.loss_before), _finite(choice.loss_after)
-        )
-        if choice.accepted and departure is not None:
-            self._watched = _Watched(departure, outcome, self.recorder.replaced)
+        outcome = None
+        if choice.prediction is not None or not choice.moved:
+            outcome = Outcome(
+                prediction.id, choice.accepted, _finite(choice.loss_before), _finite(choice.loss_after)
+            )
+        if choice.moved and departure is not None:
+            self._watched = _Watched(departure, outcome, choice.loss_before, self.recorder.replaced)
         else:
+            self._put(outcome)
+
+    def _put(self, outcome: Outcome | None) -> None:
+        """Report what became of a prediction; nothing where a jump came of none."""
+        if outcome is not None:
             self.link.put(outcome)
 
 

@@ -14,10 +14,10 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["POLICIES", "OptimizerPolicy", "adjust", "gradient_ratio"]
+__all__ = ["POLICIES", "OptimizerPolicy", "adjust", "gradient_ratio", "halt"]
 
-OptimizerPolicy = Literal["keep", "reset", "rescale"]
-POLICIES: Final[tuple[OptimizerPolicy, ...]] = ("keep", "reset", "rescale")
+OptimizerPolicy = Literal["auto", "keep", "reset", "rescale"]
+POLICIES: Final[tuple[OptimizerPolicy, ...]] = ("auto", "keep", "reset", "rescale")
 
 _POWERS: Final[Mapping[str, int]] = {
     "exp_avg": 1,  # Adam, AdamW, NAdam, RAdam, Adamax, SparseAdam
@@ -55,12 +55,12 @@ def adjust(
     Args:
         optimizer: whose state; it must know how to begin anew where `policy` is ``"reset"``.
         moved: parameters whose weights jumped.
-        policy: ``"keep"``: nothing happens. ``"reset"``: their state is forgotten, step counts included.
+        policy: ``"auto"``, ``"keep"``: nothing happens. ``"reset"``: their state is forgotten, step counts included.
             ``"rescale"``: see the module. The history of `torch.optim.LBFGS` spans all parameters and no scale
             makes it right: both forget it.
         ratio: of the gradients after the jump to those before it, for ``"rescale"``.
     """
-    if policy == "keep":
+    if policy in ("auto", "keep"):
         return
     if isinstance(optimizer, torch.optim.LBFGS):
         optimizer.state.clear()
@@ -77,6 +77,18 @@ def adjust(
                 del optimizer.state[parameter]  # made anew in the next step
             else:
                 _zero(optimizer.state[parameter])  # who knows when other optimizers make theirs
+
+
+def halt(optimizer: torch.optim.Optimizer, moved: Iterable[Tensor]) -> None:
+    """Forget where the parameters `moved` were going, and not how large their gradients are.
+
+    Means of gradients become zero; means of squares and step counts stay, so that steps do not grow.
+    """
+    with torch.no_grad():
+        for parameter in moved:
+            for name, value in optimizer.state.get(parameter, {}).items():
+                if _POWERS.get(name) == 1 and name != "exp_inf" and isinstance(value, Tensor):
+                    value.zero_()
 
 
 def _rescale(state: dict[str, Any], ratio: float) -> None:

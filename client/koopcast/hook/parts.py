@@ -141,9 +141,13 @@ class PartFollower:
             self.recorder.break_off()
             self._counters.last_decision = "undone with the first rank"
 
-    def go_back(self) -> None:
+    def go_back(self, step: int) -> bool:  # noqa: ARG002  # as the leader
         """Undo the jump that was looked back on."""
         self.revoke()
+        return False
+
+    def notice(self, step: int, schedule: JumpSchedule) -> None:
+        """The first rank finds out what training is like."""
 
     def settle(self) -> None:
         """There is no going back any more."""

@@ -53,6 +53,7 @@ class Choice:
         reason: why, in words.
         loss_before: loss of the current weights; None without a probe.
         loss_after: loss of `prediction`; None without a probe.
+        refined_loss: loss where the jump was refined to; None where it was not refined, or without success.
     """
 
     prediction: Prediction | None
@@ -60,6 +61,17 @@ class Choice:
     reason: str
     loss_before: float | None = None
     loss_after: float | None = None
+    refined_loss: float | None = None
+
+    @property
+    def moved(self) -> bool:
+        """Whether the weights are elsewhere now: jumped, refined, or both."""
+        return self.accepted or self.refined_loss is not None
+
+    @property
+    def final_loss(self) -> float | None:
+        """Loss after all of it."""
+        return self.loss_after if self.refined_loss is None else self.refined_loss
 
 
 def exhaustive(

@@ -7,11 +7,12 @@ import os
 import struct
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from koopcast.hook.averaging import EvaluationAverage
 from koopcast.hook.ending import at_end
 from koopcast.hook.leader import Leader
 from koopcast.hook.loop import LoopSettings, RateWatch, Trainer, is_break, was_skipped
@@ -19,6 +20,7 @@ from koopcast.hook.memory import weights_of
 from koopcast.hook.optimizer_state import adjust
 from koopcast.hook.parts import PartFollower, PartLeader
 from koopcast.hook.ranks import Ranks, RanksLostError
+from koopcast.hook.regime import Regime
 from koopcast.hook.schedule import JumpSchedule
 from koopcast.hook.stats import Counters, RateChange
 from koopcast.hook.watch import Departure
@@ -26,6 +28,9 @@ from koopcast.hook.watch import Departure
 __all__ = ["Stepping"]
 
 _LOG = logging.getLogger("koopcast")
+
+_NOISY: Final = (None, False, True)
+"""What may be known of noise, by the number that says it to other ranks."""
 
 
 class Stepping:
@@ -35,7 +40,7 @@ class Stepping:
         job: name of the job at the service; under torch.distributed the first rank's.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the parts of a hook; only `attach` puts them together
         self,
         job: str,
         trainer: Trainer,
@@ -44,6 +49,7 @@ class Stepping:
         leader: Leader | PartFollower | None,
         settings: LoopSettings,
         counters: Counters,
+        regime: Regime | None = None,
     ) -> None:
         """Register with the optimizer; use `attach`."""
         self.job = job
@@ -53,6 +59,9 @@ class Stepping:
         self._leader = leader
         self._settings = settings
         self._counters = counters
+        self._regime = regime if regime is not None else Regime()
+        self._average = EvaluationAverage(trainer.model, trainer.selection, strict=settings.strict)
+        self._paused = False
         self._clock: float | None = 0.0
         self._rates = RateWatch()
         self._departure: Departure | None = None
@@ -81,6 +90,7 @@ class Stepping:
             self._count_step()
             if self._ranks is not None:
                 self._act(self._ranks)
+                self._average.step(self._rates.rate)
         finally:
             self._inside = False
             self._counters.seconds_in_hook += time.perf_counter() - started
@@ -120,6 +130,8 @@ class Stepping:
             )  # fmt: skip
         if self._ranks is None or self._settings.learning_rate is not None or not is_break(change):
             return
+        if self._schedule.is_pausing(counters.steps):
+            return  # there is no path that could break
         watched_at = self._schedule.watched_at
         self._schedule.broke(counters.steps - 1)  # the step just made is the first of the new path
         self._schedule.watched_at = watched_at  # the last jump is looked back on all the same
@@ -141,19 +153,33 @@ class Stepping:
             return
         step, schedule = self._counters.steps, self._schedule
         try:
+            self._leader.notice(step, schedule)
+            if self._pauses(step):
+                return
             pushed = self._leader.recorder.step(step, self._clock, due=schedule.is_snapshot_due(step))
             if step == schedule.asked_at:
                 self._leader.ask(schedule, pushed=pushed, clock=self._clock, rate=self._rates.rate)
         except Exception as error:  # noqa: BLE001  # the border that protects the trainer
             self._break(error)
 
+    def _pauses(self, step: int) -> bool:
+        """Whether the schedule pauses. With the last step of a pause a segment begins, on all ranks."""
+        paused, self._paused = self._paused, self._schedule.is_pausing(step)
+        if paused and not self._paused and self._leader is not None:
+            self._leader.recorder.break_off()
+            self._begin_alike()
+        return paused or self._paused
+
     def _meet(self, ranks: Ranks) -> None:
         """Decide, or learn what the first rank decided. All ranks come here at the same steps."""
         schedule = self._schedule
         jumped = self._led(lambda leader: leader.decide(schedule))
         ratio = self._leader.ratio if self._leader is not None else 1.0
+        noisy = _NOISY.index(self._regime.noisy)
         try:
-            decision = ranks.tell([jumped, schedule.origin, schedule.asked_at, _bits_of(ratio)])
+            decision = ranks.tell(
+                [jumped, schedule.origin, schedule.asked_at, schedule.refusals, _bits_of(ratio), noisy]
+            )
             stopped = ranks.any_of(self._broken)
             if decision[0] and not stopped:
                 self._share(ranks)
@@ -166,9 +192,10 @@ class Stepping:
             if self._leader is not None:
                 self._leader.revoke()
             return
-        schedule.adopt(decision[1], decision[2])
+        schedule.adopt(*decision[1:4])
+        self._average.noisy = _NOISY[decision[5]]
         if decision[0]:
-            self._follow(_from_bits(decision[3]))
+            self._follow(_from_bits(decision[4]))
         if isinstance(self._leader, PartLeader | PartFollower) and self._leader.begins:
             self._leader.together.begin(schedule.next_snapshot(self._counters.steps))
 
@@ -193,7 +220,8 @@ class Stepping:
             self._counters.last_decision = "jumped with the first rank"
 
     def _follow(self, ratio: float) -> None:
-        """After a jump, the optimizer's state is adjusted, on all ranks."""
+        """After a jump, the optimizer's state is adjusted and an average begins anew, on all ranks."""
+        self._average.begin()
         try:
             moved = self._trainer.selection.parameters().values()
             adjust(self._trainer.optimizer, moved, self._settings.optimizer_state, ratio)
@@ -211,11 +239,12 @@ class Stepping:
             self._finished = True
         elif decision[0]:
             self._schedule.broke(self._counters.steps)
+            self._average.begin()
             if departure is not None:
                 departure.restore()
                 self._counters.last_decision = "undone with the first rank"
-            if self._leader is not None:
-                self._leader.go_back()
+            if self._leader is not None and self._leader.go_back(self._counters.steps):
+                self._schedule.watched_at = self._counters.steps + self._schedule.every
             if isinstance(self._leader, PartLeader | PartFollower):
                 self._leader.together.begin(self._schedule.next_snapshot(self._counters.steps))
         elif isinstance(self._leader, PartFollower):

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +71,7 @@ class Evaluator:
         self._counters.probe_evaluations += 1
         try:
             with torch.enable_grad():
-                value = self.probe()
-                return float(value.detach()) if isinstance(value, Tensor) else float(value)
+                return self._number(self.probe())
         except Exception as error:  # noqa: BLE001  # the border that protects the trainer from the user's callback
             self._report("the probe", error)
             return math.nan
@@ -79,6 +79,9 @@ class Evaluator:
     def agreed(self, fine: bool) -> bool:  # noqa: FBT001  # the flag is what is agreed on
         """Whether it is fine; where several ranks hold parts of the model, for all of them."""
         return fine
+
+    def _number(self, value: Any) -> float:
+        return float(value.detach()) if isinstance(value, Tensor) else float(value)
 
     def _report(self, what: str, error: Exception) -> None:
         if self.strict:

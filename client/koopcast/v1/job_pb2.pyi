@@ -127,7 +127,7 @@ class LeaseStatus(_message.Message):
     def __init__(self, held: bool = ..., expires_in_seconds: _Optional[float] = ..., holder: _Optional[str] = ...) -> None: ...
 
 class JobStatus(_message.Message):
-    __slots__ = ("name", "owner", "spec", "segment", "step", "snapshots_held", "snapshots_accepted", "parameters", "memory_bytes", "bytes_received", "bytes_sent", "predictions", "jumps_accepted", "jumps_rejected", "last_prediction_seconds", "created_unix_seconds", "pushed_unix_seconds", "lease", "blocks", "summary", "trusted_horizon_steps", "history")
+    __slots__ = ("name", "owner", "spec", "segment", "step", "snapshots_held", "snapshots_accepted", "parameters", "memory_bytes", "bytes_received", "bytes_sent", "predictions", "jumps_accepted", "jumps_rejected", "last_prediction_seconds", "created_unix_seconds", "pushed_unix_seconds", "lease", "blocks", "summary", "trusted_horizon_steps", "history", "predictability")
     NAME_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +150,7 @@ class JobStatus(_message.Message):
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     TRUSTED_HORIZON_STEPS_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
+    PREDICTABILITY_FIELD_NUMBER: _ClassVar[int]
     name: str
     owner: str
     spec: JobSpec
@@ -172,7 +173,8 @@ class JobStatus(_message.Message):
     summary: _operator_pb2.BlockSummary
     trusted_horizon_steps: float
     history: _containers.RepeatedCompositeFieldContainer[HistoryPoint]
-    def __init__(self, name: _Optional[str] = ..., owner: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., segment: _Optional[int] = ..., step: _Optional[int] = ..., snapshots_held: _Optional[int] = ..., snapshots_accepted: _Optional[int] = ..., parameters: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., predictions: _Optional[int] = ..., jumps_accepted: _Optional[int] = ..., jumps_rejected: _Optional[int] = ..., last_prediction_seconds: _Optional[float] = ..., created_unix_seconds: _Optional[float] = ..., pushed_unix_seconds: _Optional[float] = ..., lease: _Optional[_Union[LeaseStatus, _Mapping]] = ..., blocks: _Optional[_Iterable[_Union[_operator_pb2.BlockReport, _Mapping]]] = ..., summary: _Optional[_Union[_operator_pb2.BlockSummary, _Mapping]] = ..., trusted_horizon_steps: _Optional[float] = ..., history: _Optional[_Iterable[_Union[HistoryPoint, _Mapping]]] = ...) -> None: ...
+    predictability: float
+    def __init__(self, name: _Optional[str] = ..., owner: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., segment: _Optional[int] = ..., step: _Optional[int] = ..., snapshots_held: _Optional[int] = ..., snapshots_accepted: _Optional[int] = ..., parameters: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., predictions: _Optional[int] = ..., jumps_accepted: _Optional[int] = ..., jumps_rejected: _Optional[int] = ..., last_prediction_seconds: _Optional[float] = ..., created_unix_seconds: _Optional[float] = ..., pushed_unix_seconds: _Optional[float] = ..., lease: _Optional[_Union[LeaseStatus, _Mapping]] = ..., blocks: _Optional[_Iterable[_Union[_operator_pb2.BlockReport, _Mapping]]] = ..., summary: _Optional[_Union[_operator_pb2.BlockSummary, _Mapping]] = ..., trusted_horizon_steps: _Optional[float] = ..., history: _Optional[_Iterable[_Union[HistoryPoint, _Mapping]]] = ..., predictability: _Optional[float] = ...) -> None: ...
 
 class HistoryPoint(_message.Message):
     __slots__ = ("step", "spectral_radius", "backtest_error", "backtest_error_linear", "horizon_steps", "predicted_error", "moved")

@@ -135,7 +135,7 @@ class Mode(_message.Message):
     def __init__(self, eigenvalue: _Optional[_Union[Eigenvalue, _Mapping]] = ..., energy: _Optional[float] = ..., time_constant_steps: _Optional[float] = ..., residual: _Optional[float] = ...) -> None: ...
 
 class BlockSummary(_message.Message):
-    __slots__ = ("blocks", "moved", "untrusted", "spectral_radius", "backtest_error", "backtest_error_linear", "predicted_error")
+    __slots__ = ("blocks", "moved", "untrusted", "spectral_radius", "backtest_error", "backtest_error_linear", "predicted_error", "predictability")
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MOVED_FIELD_NUMBER: _ClassVar[int]
     UNTRUSTED_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +143,7 @@ class BlockSummary(_message.Message):
     BACKTEST_ERROR_FIELD_NUMBER: _ClassVar[int]
     BACKTEST_ERROR_LINEAR_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_ERROR_FIELD_NUMBER: _ClassVar[int]
+    PREDICTABILITY_FIELD_NUMBER: _ClassVar[int]
     blocks: int
     moved: int
     untrusted: int
@@ -150,7 +151,8 @@ class BlockSummary(_message.Message):
     backtest_error: float
     backtest_error_linear: float
     predicted_error: float
-    def __init__(self, blocks: _Optional[int] = ..., moved: _Optional[int] = ..., untrusted: _Optional[int] = ..., spectral_radius: _Optional[float] = ..., backtest_error: _Optional[float] = ..., backtest_error_linear: _Optional[float] = ..., predicted_error: _Optional[float] = ...) -> None: ...
+    predictability: float
+    def __init__(self, blocks: _Optional[int] = ..., moved: _Optional[int] = ..., untrusted: _Optional[int] = ..., spectral_radius: _Optional[float] = ..., backtest_error: _Optional[float] = ..., backtest_error_linear: _Optional[float] = ..., predicted_error: _Optional[float] = ..., predictability: _Optional[float] = ...) -> None: ...
 
 class BlockReport(_message.Message):
     __slots__ = ("name", "parameters", "rank", "spectral_radius", "residual", "backtest_error", "backtest_error_linear", "backtest_steps", "moved", "extrapolated", "eigenvalues", "predicted_error", "ridge", "debias", "jump_scale", "modes")

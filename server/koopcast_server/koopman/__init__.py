@@ -10,7 +10,7 @@
                                                               │         (schur.py)                │
                                            backtest.py, confidence.py ──> choice ──> predict.predict ──> displacement
                                                               │                      (trust.py bounds it)
-                                                    report.py, modes.py: for people
+                                  report.py, modes.py, summary.py, predictability.py: for people
 
 All blocks of a source are one batch, and so are all candidates.
 

@@ -49,6 +49,9 @@ class Backtest:
             errors over the summed squared displacements.
         errors_linear: (B, h), of linear extrapolation: at each stride the better of the last and the mean velocity.
         moved_squared: (B, h), the summed squared displacements, in coordinates.
+        late_squared: (B,), the same of what the displacements gain after the first stride, up to the last one that each
+            fold holds out; where only one stride is held out at all, of that one.
+        late_wrong_squared: (C, B), the summed squared errors of these.
         earlier: the oldest fold's operators; None where there is no fold.
     """
 
@@ -56,6 +59,8 @@ class Backtest:
     errors: Tensor
     errors_linear: Tensor
     moved_squared: Tensor
+    late_squared: Tensor
+    late_wrong_squared: Tensor
     earlier: EarlierOperator | None
 
 
@@ -69,10 +74,12 @@ def backtest(
     blocks = problem.usable.shape[0]
     if not problem.folds:
         nothing = problem.noise.new_full((blocks, 0), torch.nan)
-        return Backtest(0, nothing.expand(len(candidates), blocks, 0), nothing, nothing, None)
+        none = problem.noise.new_zeros((len(candidates), blocks))
+        return Backtest(0, none[:, :, None][:, :, :0], nothing, nothing, none[0], none, None)
     strides = problem.folds[0].truth.shape[-1]
     wrong = problem.noise.new_zeros((len(candidates), blocks, strides))
     last, mean, moved, speed = (torch.zeros_like(wrong[0]) for _ in range(4))
+    late, late_wrong = torch.zeros_like(moved[:, 0]), torch.zeros_like(wrong[..., 0])
     still = torch.ones_like(wrong, dtype=torch.bool)
     operators = [
         _earlier(fold, problem, candidates, settings, functions=functions and fold is problem.folds[0])
@@ -84,6 +91,9 @@ def backtest(
         wrong[..., :reach] += (predicted - fold.truth).square().sum(dim=-2)
         still[..., :reach] &= (predicted == 0).all(dim=-2)
         moved[:, :reach] += fold.truth.square().sum(dim=-2)
+        late_truth = _late(fold.truth, strides)
+        late += late_truth.square().sum(dim=-1)
+        late_wrong += (_late(predicted, strides) - late_truth).square().sum(dim=-1)
         ahead = torch.arange(1, reach + 1, dtype=wrong.dtype)
         last[:, :reach] += (fold.last_step[:, :, None] * ahead - fold.truth).square().sum(dim=-2)
         mean[:, :reach] += (fold.mean_step[:, :, None] * ahead - fold.truth).square().sum(dim=-2)
@@ -97,6 +107,8 @@ def backtest(
         torch.where(usable, errors, torch.nan),
         torch.where(usable, linear, torch.nan),
         torch.where(usable, moved, 0.0),
+        torch.where(problem.usable, late, 0.0),
+        torch.where(problem.usable, late_wrong, 0.0),
         operators[0],
     )
 
@@ -125,6 +137,12 @@ def _predicted(fold: Fold, earlier: EarlierOperator, settings: OperatorSettings)
     amplitudes = each_stride(earlier.operator, fitted.start.flatten(0, 1), reach, settings.observable)
     modes = fitted.modes[:, :, : fold.pairs.readout]
     return modes @ amplitudes.reshape(*fitted.start.shape, reach)
+
+
+def _late(displacement: Tensor, strides: int) -> Tensor:
+    """(…, d) of (…, d, reach): from the first stride to the last; of a back-test of a single one, that one."""
+    end = displacement[..., -1]
+    return end if strides == 1 else end - displacement[..., 0]
 
 
 def _ratio(wrong: Tensor, moved: Tensor, speed: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from koopcast_server.koopman.clock import Resampling
 from koopcast_server.koopman.confidence import at_stride, least_error, predicted_error, spread_of
 from koopcast_server.koopman.modes import Modes, modes_of
 from koopcast_server.koopman.pairs import Problem, from_trajectory
+from koopcast_server.koopman.predictability import late_misses
 from koopcast_server.koopman.propagate import advance
 from koopcast_server.koopman.reduced import Fit, fit
 from koopcast_server.koopman.report import Report, report_of
@@ -111,7 +112,7 @@ def predict(
         answers.append(torch.where(moves[:, None], displacement, 0.0))
         moved.append(moves)
         error = predicted_error(_chosen(analysis.tested.errors, choices[index]), spread[index], offset + tau)
-        reports.append(_report(analysis, choices[index], error, scale, displacement))
+        reports.append(_report(analysis, choices[index], error, scale, displacement, settings))
     return _batch(analysis.problem, torch.stack(answers), torch.stack(moved), tuple(reports))
 
 
@@ -139,7 +140,7 @@ def report(
     spread = _spread(analysis, now, choices, [strides], 0.0)[0]
     error = predicted_error(_chosen(analysis.tested.errors, choice), spread, strides)
     displacement, scale = _bounded(analysis.problem, now[0], settings)
-    found = _report(analysis, choice, error, scale, displacement)
+    found = _report(analysis, choice, error, scale, displacement, settings)
     fitted = analysis.fitted
     modes = modes_of(
         analysis.problem.pairs,
@@ -256,8 +257,15 @@ def _moves(
 
 
 def _report(
-    analysis: _Analysis, choice: Tensor, error: Tensor, scale: Tensor, displacement: Tensor
+    analysis: _Analysis,
+    choice: Tensor,
+    error: Tensor,
+    scale: Tensor,
+    displacement: Tensor,
+    settings: OperatorSettings,
 ) -> Report:
+    tested, unit = analysis.tested, analysis.problem.scale
+    farthest = _choice(analysis, tested.strides)
     shape = analysis.fitted.start.shape[:2]
     before = analysis.before
     return report_of(
@@ -265,12 +273,13 @@ def _report(
         residual=_chosen(analysis.fitted.residual, choice),
         radius=_chosen(before.radius.reshape(shape), choice),
         values=_chosen(before.values.reshape(*shape, -1), choice),
-        tested=analysis.tested,
-        errors=_chosen(analysis.tested.errors, choice),
+        tested=tested,
+        errors=_chosen(tested.errors, choice),
         predicted_error=error,
         jump_scale=scale,
-        jump_length=torch.linalg.vector_norm(displacement, dim=-1) * analysis.problem.scale,
-        scale=analysis.problem.scale,
+        jump_length=torch.linalg.vector_norm(displacement, dim=-1) * unit,
+        scale=unit,
+        late=late_misses(tested, farthest, unit, always_move=settings.always_move),
         candidates=analysis.candidates,
         choice=choice,
     )

@@ -37,6 +37,9 @@ class Report:
         jump_length: (B,), length of the displacement, in weights; not finite where that is not.
         ridge: (B,), in use.
         debias: (B,) int64, in use, as an index into `BACKTESTED_DEBIASES`.
+        late_miss: (B,), how far from the truth the prediction of the longest back-tested horizon ended, after its first
+            stride, in weights (`late_misses`); NaN without a back-test.
+        late_length: (B,), how far the block truly went meanwhile, in weights; NaN likewise.
     """
 
     rank: Tensor
@@ -53,6 +56,8 @@ class Report:
     jump_length: Tensor
     ridge: Tensor
     debias: Tensor
+    late_miss: Tensor
+    late_length: Tensor
 
     def take(self, order: Tensor) -> Report:
         """The report of some of its blocks, in that order."""
@@ -81,6 +86,7 @@ def report_of(  # noqa: PLR0913  # one argument a measure
     jump_scale: Tensor,
     jump_length: Tensor,
     scale: Tensor,
+    late: tuple[Tensor, Tensor],
     candidates: Sequence[Candidate],
     choice: Tensor,
 ) -> Report:
@@ -105,6 +111,8 @@ def report_of(  # noqa: PLR0913  # one argument a measure
         jump_length=jump_length,
         ridge=ridges[choice],
         debias=debiases[choice],
+        late_miss=late[0],
+        late_length=late[1],
     )
 
 
@@ -131,4 +139,6 @@ def joined(reports: Sequence[Report]) -> Report:
         jump_length=torch.cat([one.jump_length for one in reports]),
         ridge=torch.cat([one.ridge for one in reports]),
         debias=torch.cat([one.debias for one in reports]),
+        late_miss=torch.cat([one.late_miss for one in reports]),
+        late_length=torch.cat([one.late_length for one in reports]),
     )

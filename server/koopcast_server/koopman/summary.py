@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from koopcast_server.koopman.predictability import predictability
 from koopcast_server.koopman.report import Report
 
 __all__ = ["Totals", "totals"]
@@ -26,6 +27,8 @@ class Totals:
             have a finite score; NaN where none has.
         backtest_error_linear: the same of linear extrapolation.
         predicted_error: the same of the errors predicted for the blocks that are moved.
+        predictability: share of the squared displacement that was foretold in the back-test, as `predictability` has it;
+            None without a back-test.
     """
 
     blocks: int
@@ -35,6 +38,7 @@ class Totals:
     backtest_error: float
     backtest_error_linear: float
     predicted_error: float
+    predictability: float | None
 
 
 def totals(report: Report, moved: Tensor, *, extrapolated: bool) -> Totals:
@@ -55,6 +59,7 @@ def totals(report: Report, moved: Tensor, *, extrapolated: bool) -> Totals:
         backtest_error=_together(report.backtest_error, report.backtest_length),
         backtest_error_linear=_together(report.backtest_error_linear, report.backtest_length),
         predicted_error=_together(report.predicted_error, torch.where(moved, report.jump_length, 0.0)),
+        predictability=predictability(report.late_miss, report.late_length),
     )
 
 

@@ -76,6 +76,7 @@ function showJobs(jobs) {
     windowCell(job),
     number(format.short(job.parameters)),
     number(format.bytes(job.memory_bytes)),
+    number(format.share(job.predictability)),
     number(jumpsText(job)),
     number(format.seconds(job.last_prediction_seconds)),
   ]);
@@ -104,6 +105,11 @@ function trustText({ summary }) {
   return `${format.count(summary.moved)} of ${format.count(summary.blocks)}${untrusted}`;
 }
 
+function predictabilityText({ predictability }) {
+  if (predictability === null) return "–";
+  return `${format.share(predictability)} of the way was foretold: near 1 jumps pay, near 0 noise moves the weights`;
+}
+
 function leaseText({ held, expires_in_seconds: left, holder }) {
   return held ? `${holder || "connected"}, for ${Math.ceil(left)} s more` : "nobody";
 }
@@ -127,6 +133,7 @@ function showFacts(job) {
     ["Predictions", job.predictions ? answered : "none"],
     ["Jumps", reported(job) ? outcomes : "none"],
     ["Writer", leaseText(job.lease)],
+    ["Predictability", predictabilityText(job)],
     ["Operator", operatorText(job.operator)],
   ]);
 }

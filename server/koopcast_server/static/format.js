@@ -24,6 +24,9 @@ export function percent(share) {
   return share > 0 && share < 0.001 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`;
 }
 
+// A share from 0 to 1 that is a score, not a part of something.
+export const share = (value) => (value === null ? NONE : value.toFixed(2));
+
 // 10 to this power, as a label of an axis.
 export const power = (exponent) => (Math.abs(exponent) > 3 ? `1e${exponent}` : String(Number(`1e${exponent}`)));
 

@@ -159,11 +159,13 @@ def test_refused_jumps_leave_fsdp_training_bit_identical(service: RunningService
     found = []
     for name, more in (("on", {"losses": [1.0, 2.0]}), ("off", {"attach": {"mode": "off"}})):
         (tmp_path / name).mkdir()
-        settings = {"kind": "fsdp", "ranks": 2, "steps": 42, **more}
+        settings = {"kind": "fsdp", "ranks": 2, "steps": 72, **more}
         found.append(reported(started(service, tmp_path / name, settings)))
     hooked, plain_run = found
     assert hooked[0]["probes"] == hooked[1]["probes"] >= 4
-    assert [event[1] for event in hooked[0]["log"]] == [False, False, False]
+    # The second refusal in a row makes all parts pause for a window, and begin another segment with the same snapshot.
+    assert [event[:2] for event in hooked[0]["log"]] == [[20, False], [30, False], [70, False]]
+    assert hooked[0]["dropped"] == hooked[1]["dropped"] == 0
     assert hooked[0]["weights"] == hooked[1]["weights"] == plain_run[0]["weights"]
 
 

@@ -1,0 +1,262 @@
+"""Attempts whose jumps are refined, where training is deterministic; elsewhere plain ones (`koopcast.hook.attempts`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from koopcast.hook.attempts import Attempts
+from koopcast.hook.displacements import Displacements, HeldDisplacements
+from koopcast.hook.gradients import GradientEvaluator, GradientTrial, gradient_of_step
+from koopcast.hook.memory import Arena
+from koopcast.hook.optimizer_state import halt
+from koopcast.hook.policy import Choice, SearchOrder, choose_by_loss
+from koopcast.hook.recorder import Recorder
+from koopcast.hook.refining import MOST_PAIRS, Point, Refiner
+from koopcast.hook.regime import Regime
+from koopcast.hook.selection import Selection
+from koopcast.hook.watch import Departure
+from koopcast.prediction import Prediction
+
+__all__ = ["RefinedAttempts", "RefiningPlan", "plan_refining"]
+
+_MEMORY_BYTES: Final = 256 << 20
+"""Most that refining may hold at the trainer."""
+_FEWEST_PAIRS: Final = 5
+"""With less memory of the path than this, refining is not worth while."""
+_POINTS: Final = 8
+"""Vectors of the model's size that refining holds besides its pairs: points, gradients, the metric."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefiningPlan:
+    """How jumps are refined.
+
+    Attributes:
+        limit: most evaluations for one jump; 0: jumps are not refined, and the noise is found out all the same.
+        pairs: secant pairs kept.
+        halting: whether the optimizer forgets where it was going once a jump was refined.
+        regime: what is known of the noise; found out here.
+    """
+
+    limit: int
+    pairs: int
+    halting: bool
+    regime: Regime
+
+
+def plan_refining(
+    refine: int | None,
+    selection: Selection,
+    regime: Regime,
+    *,
+    window_steps: int,
+    halting: bool,
+    possible: bool,
+) -> RefiningPlan | None:
+    """The plan: no refinement where it is not possible or has no room; None where gradients cannot be looked at."""
+    parameters = selection.parameters().values()
+    if selection.sharded or len({(parameter.device, parameter.dtype) for parameter in parameters}) > 1:
+        return None
+    vector_bytes = sum(parameter.numel() * max(4, parameter.element_size()) for parameter in parameters)
+    pairs = min(MOST_PAIRS, (_MEMORY_BYTES // vector_bytes - _POINTS) // 2)
+    limit = window_steps if refine is None else refine
+    if not possible or pairs < _FEWEST_PAIRS:
+        limit = 0
+    return RefiningPlan(limit, max(pairs, 1), halting, regime)
+
+
+class RefinedAttempts(Attempts):
+    """Attempts of a trainer that is alone. Also finds out whether its training is deterministic.
+
+    Attributes:
+        regime: what is known of that.
+    """
+
+    _evaluator: GradientEvaluator
+
+    def __init__(
+        self,
+        evaluator: GradientEvaluator,
+        optimizer: torch.optim.Optimizer,
+        recorder: Recorder,
+        displacements: Callable[[], Displacements],
+        order: SearchOrder,
+        *,
+        observing: bool,
+        plan: RefiningPlan,
+    ) -> None:
+        """Try on this model."""
+        super().__init__(evaluator, optimizer, recorder, displacements, order, observing=observing)
+        self.regime = plan.regime
+        self._plan = plan
+        self._refiner = Refiner(plan.limit, plan.pairs)
+        self._unchecked: Tensor | None = None
+        self._step = 0
+        self._replaced = recorder.replaced
+        evaluator.parameters = self._tensors
+        evaluator.wanted = False
+        evaluator.gradient = None
+
+    @property
+    def refining(self) -> bool:
+        """Whether jumps are refined at present: then there may be one without a prediction."""
+        return self._plan.limit > 0 and self.regime.deterministic and not self.observing
+
+    def look_around(self, step: int) -> None:
+        """Ask the probe where training stands, to compare its gradient with that of the next step."""
+        now = self._probed(HeldDisplacements(), Arena()).now
+        if now is not None:
+            self._refiner.note(now.loss, step)
+            self._unchecked = now.gradient
+
+    def compare(self) -> None:
+        """After the step that began where the probe was asked last: how far its gradient agrees with the probe's."""
+        expected, self._unchecked = self._unchecked, None
+        made = gradient_of_step(self._tensors()) if expected is not None else None
+        if expected is None or made is None:
+            return
+        lengths = float(torch.linalg.vector_norm(expected)) * float(torch.linalg.vector_norm(made))
+        if math.isfinite(lengths) and lengths > 0.0:
+            self.regime.agreement = float(torch.dot(expected, made.to(expected))) / lengths
+
+    def gather(self) -> None:
+        """At every snapshot: what refining needs to know of the gradients of training."""
+        if self._plan.limit > 0 and not self.regime.noisy:
+            made = gradient_of_step(self._tensors())
+            if made is not None and bool(torch.isfinite(made).all()):
+                self._refiner.squares.add(made)
+
+    def better(self) -> Tensor | None:
+        """Weights that refining found and training could not hold, where they are better than training's; 1-d."""
+        self._check_replaced()
+        return self._refiner.ahead
+
+    def choose(
+        self, predictions: Sequence[Prediction], *, undoable: bool, step: int
+    ) -> tuple[Choice, Departure | None]:
+        """Search, refine, and move if that helps; see `Attempts.choose`."""
+        self._check_replaced()
+        if not self.refining:
+            return super().choose(predictions, undoable=undoable, step=step)
+        displacements = self._displacements()
+        arena = self._recorder.lend()
+        departure = None
+        try:
+            trial = self._probed(displacements, arena)
+            choice, target = self._looked_for(trial, predictions, step)
+            departure = self._make(trial, choice, target, arena, undoable=undoable)
+            if choice.moved and departure is None and undoable:
+                return replace(choice, accepted=False, refined_loss=None, reason="the jump was undone"), None
+            self._refiner.note(choice.final_loss if choice.moved else choice.loss_before, step)  # type: ignore[arg-type]
+            if not choice.moved and trial.now is not None:
+                self._unchecked = trial.now.gradient
+            return choice, departure
+        finally:
+            if departure is None:
+                arena.release()
+
+    def go_on(self, loss: float | None, step: int) -> tuple[Choice, Departure | None]:
+        """Training has lost what the last refinement won: go back to where that ended, and on from there.
+
+        Args:
+            loss: of the weights that training went back to.
+            step: the trainer's.
+
+        Returns:
+            what came of it, and what to go back to; a choice that moves nothing where it is no use.
+        """
+        self._check_replaced()
+        if loss is not None:
+            self._refiner.note(loss, step)
+        best = self._refiner.best
+        if best is None or self._refiner.stalled:
+            return Choice(None, False, "nothing to go on from"), None
+        arena = self._recorder.lend()
+        departure = None
+        try:
+            trial = self._trial(HeldDisplacements(), arena)
+            point = self._refiner.go_on(trial.at)
+            if point is None:
+                return Choice(
+                    None, False, "training cannot hold what refining found, and it ends there"
+                ), None
+            choice = Choice(None, False, self._words(best.loss, point.loss), best.loss, None, point.loss)
+            departure = self._make(trial, choice, point, arena, undoable=True)
+            if departure is not None:
+                self._refiner.note(point.loss, step)
+            return choice, departure
+        finally:
+            if departure is None:
+                arena.release()
+
+    def _looked_for(
+        self, trial: GradientTrial, predictions: Sequence[Prediction], step: int
+    ) -> tuple[Choice, Point | None]:
+        """What to do, and where it leads if it is more than a predicted jump."""
+        now = trial.now
+        if now is None:
+            why = "the probe's loss or gradient of the current weights is not finite"
+            return Choice(None, False, why, math.nan), None
+        if self._refiner.is_behind(now.loss):
+            point = None if self._refiner.stalled else self._refiner.go_on(trial.at)
+            choice = Choice(None, False, "training is behind what refining found", now.loss)
+        else:
+            choice = choose_by_loss(predictions, now.loss, trial.evaluate, self.order)
+            landed = trial.landed if choice.accepted else None
+            scale = trial.reach or 1e-3 * float(torch.linalg.vector_norm(now.weights))
+            point = self._refiner.refine(trial.at, now, landed, step=step, scale=scale)
+        reached = choice.loss_after if choice.accepted and choice.loss_after is not None else now.loss
+        if point is None or not point.loss < reached:
+            return choice, None
+        words = self._words(reached, point.loss)
+        reason = f"{choice.reason}, {words}" if choice.accepted else words
+        return replace(choice, refined_loss=point.loss, reason=reason), point
+
+    def _make(
+        self, trial: GradientTrial, choice: Choice, target: Point | None, arena: Arena, *, undoable: bool
+    ) -> Departure | None:
+        """Move to the target, or make the predicted jump; what to go back to, None where nothing was done."""
+        if not choice.moved:
+            return None
+        before = Departure(trial.weights, self._optimizer, arena)
+        if target is None:
+            done = choice.prediction is not None and trial.keep(choice.prediction)
+        else:
+            done = trial.place(target.weights)
+            if self._plan.halting:
+                halt(self._optimizer, self._tensors())
+        if done and undoable:
+            return before
+        before.forget()
+        return None
+
+    def _probed(self, displacements: Displacements, arena: Arena) -> GradientTrial:
+        """A trial that knows loss and gradient of where training stands; the evaluator goes on looking at gradients."""
+        self._evaluator.wanted = True
+        trial = self._trial(displacements, arena)
+        trial.loss_now()
+        self._evaluator.wanted = self.regime.deterministic
+        return trial
+
+    def _trial(self, displacements: Displacements, arena: Arena) -> GradientTrial:
+        self._recorder.hold_writers()
+        return GradientTrial(
+            self._evaluator, self._optimizer, self._recorder.parameters(), displacements, arena
+        )
+
+    def _tensors(self) -> list[Tensor]:
+        return list(self._recorder.parameters().values())
+
+    def _check_replaced(self) -> None:
+        if self._replaced != self._recorder.replaced:
+            self._replaced = self._recorder.replaced
+            self._refiner.forget()
+
+    def _words(self, before: float, after: float) -> str:
+        return f"refined in {self._refiner.used} evaluations: loss {before:.6g} to {after:.6g}"

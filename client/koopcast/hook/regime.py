@@ -1,0 +1,44 @@
+"""Whether training is deterministic or noisy, as far as it is known: what may be done for it depends on that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["DETERMINISTIC_AGREEMENT", "NOISY_AGREEMENT", "NOISY_PREDICTABILITY", "Regime"]
+
+DETERMINISTIC_AGREEMENT: Final = 0.99
+"""From here on the probe's loss is taken for the training loss itself."""
+NOISY_AGREEMENT: Final = 0.9
+"""Below, most steps are moved by noise as much as by the slope: averages of the weights are better than the weights."""
+NOISY_PREDICTABILITY: Final = 0.5
+"""The same, where no probe tells: less than half of what came was foretold."""
+
+
+@dataclass(slots=True)
+class Regime:
+    """What is known of the noise in training.
+
+    Attributes:
+        agreement: cosine between the gradients of the probe's loss and of the training step at the same weights; None:
+            not known, e.g. since there is no probe, or one that returns plain numbers.
+        predictability: share of the coming displacement that the operator foretells, from the back-test; None: no
+            answer yet.
+    """
+
+    agreement: float | None = None
+    predictability: float | None = None
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the probe is known to be the training loss."""
+        return self.agreement is not None and self.agreement >= DETERMINISTIC_AGREEMENT
+
+    @property
+    def noisy(self) -> bool | None:
+        """Whether training is noisy; None: not known yet."""
+        if self.agreement is not None:
+            return self.agreement < NOISY_AGREEMENT
+        if self.predictability is not None:
+            return self.predictability < NOISY_PREDICTABILITY
+        return None
