@@ -119,6 +119,7 @@ def _attempts(trainer: Trainer, parts: Parts, recorder: Recorder, holding: Holdi
             holding.displacements,
             parts.order,
             observing=parts.observing,
+            regime=parts.regime,
         )
     gradients = GradientEvaluator(trainer.model, probe, callbacks.on_jump, counters, strict=callbacks.strict)
     return RefinedAttempts(
@@ -154,6 +155,7 @@ def _with_parts(trainer: Trainer, parts: Parts, plan: RingPlan, ranks: Ranks) ->
             holding.displacements,
             parts.order,
             observing=parts.observing,
+            regime=parts.regime,
         )
         attempts.together = together
         leader = PartLeader(attempts, recorder, holding.link, parts.question, budget, parts.scalars, counters)

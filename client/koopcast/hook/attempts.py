@@ -12,6 +12,7 @@ from koopcast.hook.displacements import Displacements, HeldDisplacements
 from koopcast.hook.memory import Arena
 from koopcast.hook.policy import Choice, SearchOrder, choose_by_backtest, choose_by_loss
 from koopcast.hook.recorder import Recorder
+from koopcast.hook.regime import WORTHWHILE_PREDICTABILITY, Regime
 from koopcast.hook.trial import Evaluator, Trial
 from koopcast.hook.watch import Departure
 from koopcast.prediction import Prediction
@@ -25,6 +26,7 @@ class Attempts:
     Attributes:
         order: in which order a probe looks at the predictions.
         observing: whether jumps are chosen and never made.
+        regime: what is known of the noise in training.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Attempts:
         order: SearchOrder,
         *,
         observing: bool,
+        regime: Regime,
     ) -> None:
         """Try on this model; `displacements` makes what finds those of one attempt."""
+        self.regime = regime
         self.order = order
         self.observing = observing
         self._evaluator = evaluator
@@ -48,6 +52,16 @@ class Attempts:
     def loss_now(self) -> float:
         """The probe's loss of the model as it is."""
         return self._trial(HeldDisplacements(), Arena()).loss_now()
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether looking at predictions would be a waste: the operator foretells little, and nothing else promises more.
+
+        A probe may find out otherwise where training is not noisy.
+        """
+        regime = self.regime
+        foretold = regime.predictability is not None and regime.predictability >= WORTHWHILE_PREDICTABILITY
+        return not (foretold or self.observing or (self._evaluator.probe is not None and not regime.noisy))
 
     @property
     def refining(self) -> bool:

@@ -140,10 +140,11 @@ class Leader:
     def notice(self, step: int, schedule: JumpSchedule) -> None:
         """After every step: where the first snapshot of all is due, find out what training is like."""
         self._attempts.compare()
+        self._counters.gradient_agreement = self._attempts.regime.agreement
         if not schedule.is_snapshot_due(step):
             return
         self._attempts.gather()
-        if not self._looked:
+        if not self._looked and self.link.up:
             self._looked = True
             self._attempts.look_around(step)
 
@@ -290,15 +291,28 @@ class Leader:
             return self._no_proposal(schedule, "the trajectory broke after the question", held=0)
         if not question.predictions:
             return self._no_proposal(schedule, question.reason, held=question.held)
+        self._foretold(question.predictions)
+        if self._attempts.hopeless:
+            index = self._attempts.regime.predictability
+            told = f"{index:.2f} of it" if index is not None else "nothing"
+            reason = f"quiet: the operator foretells {told}, too little for a jump to pay"
+            return self._no_proposal(schedule, reason, held=None)
         moving = [prediction for prediction in question.predictions if prediction.moved]
         if not moving and not self._attempts.refining:
             return self._no_proposal(schedule, "the service declined: no operator beats staying", held=None)
         return self._propose(moving, question.predictions[0], schedule)
 
+    def _foretold(self, predictions: Sequence[Prediction]) -> None:
+        """Note how much of the path the best operator foretells."""
+        told = [prediction.summary.predictability for prediction in predictions]
+        known = [index for index in told if index is not None]
+        if known:
+            self._attempts.regime.predictability = self._counters.predictability = max(known)
+
     def _no_proposal(self, schedule: JumpSchedule, reason: str, held: int | None) -> bool:
         self._counters.last_decision = reason
         if held is None:
-            schedule.refused()
+            schedule.refused(quiet=self._attempts.hopeless)
         else:
             schedule.lacked(held)
         return False

@@ -92,8 +92,9 @@ class RefinedAttempts(Attempts):
         plan: RefiningPlan,
     ) -> None:
         """Try on this model."""
-        super().__init__(evaluator, optimizer, recorder, displacements, order, observing=observing)
-        self.regime = plan.regime
+        super().__init__(
+            evaluator, optimizer, recorder, displacements, order, observing=observing, regime=plan.regime
+        )
         self._plan = plan
         self._refiner = Refiner(plan.limit, plan.pairs)
         self._unchecked: Tensor | None = None

@@ -108,17 +108,18 @@ class Refiner:
         self.used = 0
         self.stalled = False
         self.squares = SquaredGradients()
-        self._metric: Tensor | None = None
         self._first_limit = limit
         self._limit = limit
-        self._secants = Secants(pairs)
+        self._pairs = pairs
+        self._secants: Secants | None = None
+        self._scale = 0.0
         self._before: tuple[float, int] | None = None
 
     def forget(self) -> None:
         """The weights were replaced: nothing that is known holds there."""
         self.best, self._before, self._limit = None, None, self._first_limit
         self.stalled = False
-        self._secants.forget()
+        self._secants = None
 
     def note(self, loss: float, step: int) -> None:
         """Training goes on at `step` from weights of this loss."""
@@ -141,11 +142,11 @@ class Refiner:
         Returns:
             a better point; None where there was nothing to go on from, or it gained next to nothing: `stalled`.
         """
-        before = self.best
-        if before is None:
+        before, secants = self.best, self._secants
+        if before is None or secants is None:
             return None
         self._limit = min(2 * self._limit, _LARGEST_GROWTH * self._first_limit)
-        point = self._descend(before, evaluate, 0.0, 0.0)
+        point = self._descend(before, secants, evaluate, 0.0)
         self.stalled = not descent(before.loss, point.loss) >= _LEAST_GAIN
         return None if self.stalled else point
 
@@ -164,14 +165,13 @@ class Refiner:
         Returns:
             the best point: never a worse one than `now` and `landed`.
         """
-        self._secants.forget()
         self.stalled = False
-        self._metric = self.squares.metric(now.gradient)
-        start = now
-        if landed is not None:
-            start = landed
-            self._secants.add(landed.weights - now.weights, landed.gradient - now.gradient)
-        return self._descend(start, evaluate, self._paying(now.loss, step), scale)
+        self._scale = scale
+        self._secants = secants = Secants(self._pairs, self.squares.metric(now.gradient))
+        if landed is None:
+            return self._descend(now, secants, evaluate, self._paying(now.loss, step))
+        secants.add(landed.weights - now.weights, landed.gradient - now.gradient)
+        return self._descend(landed, secants, evaluate, self._paying(now.loss, step))
 
     def _paying(self, loss: float, step: int) -> float:
         """What training earns with a step: the descent of the loss since the last attempt."""
@@ -180,15 +180,15 @@ class Refiner:
         before, began = self._before
         return max(0.0, descent(before, loss) / (step - began))
 
-    def _descend(self, start: Point, evaluate: Evaluate, paying: float, scale: float) -> Point:
+    def _descend(self, start: Point, secants: Secants, evaluate: Evaluate, paying: float) -> Point:
         self.used = 0
         earned = [(0, start.loss)]
         here = start
         while self.used < self._limit:
-            there = self._along(here, evaluate, scale)
+            there = self._along(here, secants, evaluate)
             if there is None:
                 break
-            self._secants.add(there.weights - here.weights, there.gradient - here.gradient)
+            secants.add(there.weights - here.weights, there.gradient - here.gradient)
             here = there
             earned.append((self.used, here.loss))
             if not _still_pays(earned, paying):
@@ -196,19 +196,17 @@ class Refiner:
         self.best = here
         return here
 
-    def _along(self, here: Point, evaluate: Evaluate, scale: float) -> Point | None:
+    def _along(self, here: Point, secants: Secants, evaluate: Evaluate) -> Point | None:
         """A step along the quasi-Newton direction that lowers the loss as its slope promises; None: there is none."""
-        if self._metric is None:
-            self._metric = self.squares.metric(here.gradient)
-        direction = self._secants.direction(here.gradient, self._metric)
-        if not len(self._secants):
+        direction = secants.direction(here.gradient)
+        if not len(secants):
             length = float(torch.linalg.vector_norm(direction))
-            if not (length > 0.0 and scale > 0.0):
+            if not (length > 0.0 and self._scale > 0.0):
                 return None
-            direction.mul_(min(1.0, _CAREFUL * scale / length))
+            direction.mul_(min(1.0, _CAREFUL * self._scale / length))
         slope = float(torch.dot(here.gradient, direction))
         if not slope < 0.0:
-            self._secants.forget()
+            secants.forget()
             return None
         factor = 1.0
         for _ in range(_TRIES):
@@ -224,7 +222,7 @@ class Refiner:
             # The lowest point of the parabola through both losses and the slope, kept within bounds.
             lowest = -slope * factor**2 / (2.0 * (there.loss - here.loss - slope * factor))
             factor = min(max(lowest, 0.1 * factor), 0.5 * factor)
-        self._secants.forget()
+        secants.forget()
         return None
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["DETERMINISTIC_AGREEMENT", "NOISY_AGREEMENT", "NOISY_PREDICTABILITY", "Regime"]
+__all__ = ["DETERMINISTIC_AGREEMENT", "NOISY_AGREEMENT", "WORTHWHILE_PREDICTABILITY", "Regime"]
 
 DETERMINISTIC_AGREEMENT: Final = 0.99
 """From here on the probe's loss is taken for the training loss itself."""
 NOISY_AGREEMENT: Final = 0.9
 """Below, most steps are moved by noise as much as by the slope: averages of the weights are better than the weights."""
-NOISY_PREDICTABILITY: Final = 0.5
-"""The same, where no probe tells: less than half of what came was foretold."""
+WORTHWHILE_PREDICTABILITY: Final = 0.5
+"""Below, less than half of what came was foretold: jumps do not pay. Where no probe tells, training is taken for noisy."""
 
 
 @dataclass(slots=True)
@@ -40,5 +40,5 @@ class Regime:
         if self.agreement is not None:
             return self.agreement < NOISY_AGREEMENT
         if self.predictability is not None:
-            return self.predictability < NOISY_PREDICTABILITY
+            return self.predictability < WORTHWHILE_PREDICTABILITY
         return None

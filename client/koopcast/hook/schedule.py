@@ -17,6 +17,9 @@ __all__ = ["LONGEST_PAUSE_WINDOWS", "JumpSchedule"]
 LONGEST_PAUSE_WINDOWS: Final = 64
 """A pause is twice as long as the one before it, up to this. Unit: windows, each as long as it takes to fill one."""
 
+_QUIET_REFUSALS: Final = 5
+"""Refusals in a row that one without hope counts for: a pause of 8 windows."""
+
 
 class JumpSchedule:
     """Steps of snapshots and jumps.
@@ -78,9 +81,13 @@ class JumpSchedule:
         self.watched_at = None
         self._begin(max(step, self.origin))
 
-    def refused(self) -> None:
-        """No jump this time: try again after half a window of new snapshots; from the second time on, pause first."""
-        self.refusals += 1
+    def refused(self, *, quiet: bool = False) -> None:
+        """No jump this time: try again after half a window of new snapshots; from the second time on, pause first.
+
+        Args:
+            quiet: there is little hope for the next times: pause for long at once.
+        """
+        self.refusals = max(self.refusals + 1, _QUIET_REFUSALS if quiet else 0)
         if self.refusals == 1 or not self.pausing:
             self._again_after((self.window + 1) // 2)
             return

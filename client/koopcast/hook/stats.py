@@ -98,6 +98,11 @@ class Stats:
         tensorboard_errors: exceptions of the object given as `tensorboard`.
         learning_rate_changes: steps that were made with another learning rate than the one before.
         last_learning_rate_change: the last of them; None where there was none.
+        predictability: share of the coming displacement that the operators foretold in the last answer, from the
+            back-test, in 0..1: jumps pay where it is high. None: not known yet.
+        gradient_agreement: cosine between the gradients of the probe and of a training step at the same weights: 1 where
+            training is deterministic, and jumps are refined; below 0.9 it is noisy. None: not known, or no probe that
+            returns a tensor.
         connected: whether the service holds the job, as far as is known.
         last_decision: why the last attempt did or did not jump.
         log: the proposed jumps, oldest first (the last 4096).
@@ -123,6 +128,8 @@ class Stats:
     tensorboard_errors: int
     learning_rate_changes: int
     last_learning_rate_change: RateChange | None
+    predictability: float | None
+    gradient_agreement: float | None
     connected: bool
     last_decision: str
     log: tuple[JumpEvent, ...] = field(repr=False)
@@ -152,6 +159,8 @@ class Counters:
         self.tensorboard_errors = 0
         self.learning_rate_changes = 0
         self.last_learning_rate_change: RateChange | None = None
+        self.predictability: float | None = None
+        self.gradient_agreement: float | None = None
         self.connected = False
         self.last_decision = "no attempt yet"
         self.jumps_accepted = 0
@@ -232,6 +241,8 @@ class Counters:
                 tensorboard_errors=self.tensorboard_errors,
                 learning_rate_changes=self.learning_rate_changes,
                 last_learning_rate_change=self.last_learning_rate_change,
+                predictability=self.predictability,
+                gradient_agreement=self.gradient_agreement,
                 connected=self.connected,
                 last_decision=self.last_decision,
                 log=tuple(self._log),
