@@ -35,6 +35,8 @@ app = typer.Typer(
 )
 
 _EXIT_USAGE = 2
+_DIGITS = "digits"
+"""The demo's own task."""
 _PIPE_COLUMNS = 200
 """Width of a table that no terminal shows."""
 _SWITCH_SECONDS = 0.0005
@@ -110,15 +112,36 @@ def serve(  # noqa: PLR0913  # one option a setting
 def demo(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
     plot: Annotated[Path, typer.Option(help="Where the plot of both loss curves goes.")] = Path("demo.png"),
-    seed: Annotated[int, typer.Option(help="Seed of the network's first weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the first weights and the order of batches.")] = 0,
+    task: Annotated[str, typer.Option(help="What to train; --list tells the names.")] = _DIGITS,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            help="adamw, sgd-momentum, adadelta, sgd, adagrad or adam, at its tuned rate; digits have their own. [adamw]"
+        ),
+    ] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the tasks and the data they need.")] = False,
 ) -> None:
-    """Train one network twice on MNIST digits, plainly and with koopcast, and compare."""
+    """Train one network twice, plainly and with koopcast, and compare: by default on MNIST digits."""
     try:
-        from koopcast_server.demo import DemoError, run_demo  # noqa: PLC0415  # loads matplotlib
+        from koopcast_server.demo import (  # noqa: PLC0415  # loads matplotlib
+            DemoError,
+            run_demo,
+            run_task,
+            task_table,
+        )
     except ModuleNotFoundError as error:
         _fail(f"the demo needs {error.name}: pip install 'koopcast[demo]'")
+    if task == _DIGITS and optimizer is not None:
+        _fail("--optimizer goes with --task; the digits have SGD with momentum, tuned on the spot")
+    if listing:
+        _console().print(task_table())
+        return
     try:
-        run_demo(json_file, plot, seed)
+        if task == _DIGITS:
+            run_demo(json_file, plot, seed)
+        else:
+            run_task(task, optimizer or "adamw", json_file, plot, seed)
     except DemoError as error:
         _fail(str(error), status=1)
 
@@ -162,8 +185,7 @@ def jobs(
             if status.pushed is None
             else f"{(datetime.now(UTC) - status.pushed).total_seconds():.0f} s ago",
         )
-    console = Console() if sys.stdout.isatty() else Console(width=_PIPE_COLUMNS)
-    console.print(table if statuses else f"no jobs at {target}")
+    _console().print(table if statuses else f"no jobs at {target}")
 
 
 @app.command()
@@ -215,6 +237,10 @@ def version() -> None:
 def main() -> None:
     """Run the command."""
     app()
+
+
+def _console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=_PIPE_COLUMNS)
 
 
 def _settings(given: dict[str, Any]) -> Settings:

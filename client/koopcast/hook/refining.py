@@ -40,8 +40,6 @@ _FLOOR: Final = 1e-3
 """Of the mean root, what is added to each, so that weights that hardly have gradients are not thrown far."""
 _LEAST_GAIN: Final = 0.01
 """What going on from a point must gain, in the logarithm of the loss, to be tried again."""
-_LARGEST_GROWTH: Final = 2
-"""How many times its first limit a burst may become."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +101,11 @@ class Refiner:
     """
 
     def __init__(self, limit: int, pairs: int) -> None:
-        """Spend at most `limit` evaluations on a jump; more where training loses what refining won. Keep `pairs`."""
+        """Spend at most `limit` evaluations at a time; remember `pairs` of them."""
         self.best: Point | None = None
         self.used = 0
         self.stalled = False
         self.squares = SquaredGradients()
-        self._first_limit = limit
         self._limit = limit
         self._pairs = pairs
         self._secants: Secants | None = None
@@ -117,7 +114,7 @@ class Refiner:
 
     def forget(self) -> None:
         """The weights were replaced: nothing that is known holds there."""
-        self.best, self._before, self._limit = None, None, self._first_limit
+        self.best, self._before = None, None
         self.stalled = False
         self._secants = None
 
@@ -137,7 +134,7 @@ class Refiner:
         return self.best is not None and not loss <= self.best.loss
 
     def go_on(self, evaluate: Evaluate) -> Point | None:
-        """Go on from the best point, with a larger limit, since what training did after it was lost.
+        """Go on from the best point, since what training did after it was lost.
 
         Returns:
             a better point; None where there was nothing to go on from, or it gained next to nothing: `stalled`.
@@ -145,7 +142,6 @@ class Refiner:
         before, secants = self.best, self._secants
         if before is None or secants is None:
             return None
-        self._limit = min(2 * self._limit, _LARGEST_GROWTH * self._first_limit)
         point = self._descend(before, secants, evaluate, 0.0)
         self.stalled = not descent(before.loss, point.loss) >= _LEAST_GAIN
         return None if self.stalled else point

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["DETERMINISTIC_AGREEMENT", "NOISY_AGREEMENT", "WORTHWHILE_PREDICTABILITY", "Regime"]
+__all__ = ["DETERMINISTIC_AGREEMENT", "WORTHWHILE_PREDICTABILITY", "Regime"]
 
 DETERMINISTIC_AGREEMENT: Final = 0.99
-"""From here on the probe's loss is taken for the training loss itself."""
-NOISY_AGREEMENT: Final = 0.9
-"""Below, most steps are moved by noise as much as by the slope: averages of the weights are better than the weights."""
+"""From here on the probe's loss is taken for the training loss itself. Below, training is noisy: early gradients of a
+minibatch still point almost where those of all data do, and later ones do not."""
 WORTHWHILE_PREDICTABILITY: Final = 0.5
 """Below, less than half of what came was foretold: jumps do not pay. Where no probe tells, training is taken for noisy."""
 
@@ -38,7 +37,7 @@ class Regime:
     def noisy(self) -> bool | None:
         """Whether training is noisy; None: not known yet."""
         if self.agreement is not None:
-            return self.agreement < NOISY_AGREEMENT
+            return not self.deterministic
         if self.predictability is not None:
             return self.predictability < WORTHWHILE_PREDICTABILITY
         return None

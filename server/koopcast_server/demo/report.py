@@ -12,21 +12,34 @@ from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
 
+import koopcast
+from koopcast.hook import Stats
 from koopcast_server.demo.training import Run
 
-__all__ = ["Comparison", "compare", "print_report", "write_json", "write_plot"]
+__all__ = [
+    "ACCELERATED_COLOUR",
+    "BASELINE_COLOUR",
+    "TARGET_COLOUR",
+    "Comparison",
+    "compare",
+    "print_report",
+    "print_service_view",
+    "refined_jumps",
+    "write_json",
+    "write_plot",
+]
 
 _LOOSER: Final = 1.05
-_BASELINE_COLOUR: Final = "#8a8f98"
-_ACCELERATED_COLOUR: Final = "#0b6e99"
-_TARGET_COLOUR: Final = "#c0392b"
+BASELINE_COLOUR: Final = "#8a8f98"
+ACCELERATED_COLOUR: Final = "#0b6e99"
+TARGET_COLOUR: Final = "#c0392b"
 _TAIL: Final = 1.3
 """The second panel shows losses up to so many times the target."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both runs in numbers. Steps are counted: optimizer steps plus evaluations of the probe.
+    """Both runs in numbers. Steps are counted: optimizer steps plus evaluations of the probe, those of refinement too.
 
     Attributes:
         target_loss: what the plain run reaches with its whole budget.
@@ -34,11 +47,12 @@ class Comparison:
         accelerated_steps: when the run with jumps does; None if it never did.
         step_ratio: the first over the second; 0 if it never did.
         baseline_seconds, accelerated_seconds: the same in seconds, measured.
-        final_loss_baseline, final_loss_accelerated: at the end of the same budget of counted steps.
+        final_loss_baseline, final_loss_accelerated: the last one within the same budget of counted steps.
         baseline_steps_within_5_percent, accelerated_steps_within_5_percent: to a target 5 % higher.
         optimizer_steps, probe_evaluations: what the counted steps of the run with jumps are made of, at its end.
         jumps_proposed, jumps_accepted, jumps_rejected, jumps_undone: at the end of the run; undone ones are among the
             rejected.
+        jumps_refined: of the accepted ones, those that were refined.
         bytes_sent, bytes_received: snapshots up, displacements down.
         seconds_blocked: time the training thread waited for the service.
         learning_rate: the plain optimizer's best of the grid; both runs use it.
@@ -64,6 +78,7 @@ class Comparison:
     jumps_accepted: int
     jumps_rejected: int
     jumps_undone: int
+    jumps_refined: int
     bytes_sent: int
     bytes_received: int
     seconds_blocked: float
@@ -101,6 +116,7 @@ def compare(baseline: Run, accelerated: Run, grid: dict[str, float], seed: int) 
         jumps_accepted=stats.jumps_accepted,
         jumps_rejected=stats.jumps_rejected,
         jumps_undone=stats.jumps_undone,
+        jumps_refined=refined_jumps(stats),
         bytes_sent=stats.bytes_sent,
         bytes_received=stats.bytes_received,
         seconds_blocked=stats.seconds_blocked,
@@ -122,7 +138,10 @@ def print_report(console: Console, comparison: Comparison, accelerated: Run) -> 
     for column in ("", "plain", "with koopcast", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row(
-        "steps (probes counted)", str(c.baseline_steps), _count(c.accelerated_steps), f"{c.step_ratio:.2f}x"
+        "steps (evaluations counted)",
+        str(c.baseline_steps),
+        _count(c.accelerated_steps),
+        f"{c.step_ratio:.2f}x",
     )
     time_ratio = f"{c.baseline_seconds / c.accelerated_seconds:.2f}x" if c.accelerated_seconds else "-"
     seconds = f"{c.accelerated_seconds:.1f}" if c.accelerated_seconds else "never"
@@ -138,18 +157,29 @@ def print_report(console: Console, comparison: Comparison, accelerated: Run) -> 
     )
     jumps = f"{c.jumps_proposed} / {c.jumps_accepted} / {c.jumps_undone}"
     table.add_row("jumps proposed / accepted / undone", "", jumps, "")
-    table.add_row("optimizer steps + probes", "", f"{c.optimizer_steps} + {c.probe_evaluations}", "")
+    table.add_row("accepted jumps that were refined", "", str(c.jumps_refined), "")
+    table.add_row("optimizer steps + evaluations", "", f"{c.optimizer_steps} + {c.probe_evaluations}", "")
     table.add_row("sent / received", "", f"{c.bytes_sent / 1e6:.1f} / {c.bytes_received / 1e6:.1f} MB", "")
     table.add_row("waiting for the service", "", f"{c.seconds_blocked:.2f} s", "")
     console.print(table)
-    status = accelerated.status
-    if status is not None:
-        console.print(
-            f"the service's view: job {status.name}, segment {status.segment}, {status.snapshots_accepted} snapshots "
-            f"accepted, {status.predictions} predictions, {status.jumps_accepted} jumps taken, "
-            f"{status.jumps_rejected} refused, last answer in {1e3 * status.last_prediction_seconds:.1f} ms, "
-            f"{status.memory_bytes / 2**20:.1f} MiB"
-        )
+    print_service_view(console, accelerated.status)
+
+
+def print_service_view(console: Console, status: koopcast.JobStatus | None) -> None:
+    """Prints the job as the service saw it, which is told of predictions, and not of what refining made of them."""
+    if status is None:
+        return
+    console.print(
+        f"the service's view: job {status.name}, segment {status.segment}, {status.snapshots_accepted} snapshots "
+        f"accepted, {status.predictions} predictions, {status.jumps_accepted} of them taken, "
+        f"{status.jumps_rejected} refused, last answer in {1e3 * status.last_prediction_seconds:.1f} ms, "
+        f"{status.memory_bytes / 2**20:.1f} MiB"
+    )
+
+
+def refined_jumps(stats: Stats) -> int:
+    """Accepted jumps that were refined. The log says it in words only; a jump that was undone has other words."""
+    return sum(event.accepted and "refined in" in event.reason for event in stats.log)
 
 
 def write_plot(baseline: Run, accelerated: Run, comparison: Comparison, path: Path) -> None:
@@ -180,15 +210,16 @@ def write_plot(baseline: Run, accelerated: Run, comparison: Comparison, path: Pa
 
 def _draw_curves(axes: Axes, baseline: Run, accelerated: Run, comparison: Comparison) -> None:
     label = f"SGD with momentum, best rate {comparison.learning_rate}, linear decay"
-    axes.plot(baseline.steps, baseline.losses, color=_BASELINE_COLOUR, label=label)
+    axes.plot(baseline.steps, baseline.losses, color=BASELINE_COLOUR, label=label)
     axes.plot(
         accelerated.steps,
         accelerated.losses,
-        color=_ACCELERATED_COLOUR,
+        color=ACCELERATED_COLOUR,
+        drawstyle="steps-post",  # while a jump is probed and refined, training stands where it is
         label="the same with koopcast.attach",
     )
     axes.axhline(
-        comparison.target_loss, color=_TARGET_COLOUR, linewidth=0.8, linestyle=":", label="plain's final loss"
+        comparison.target_loss, color=TARGET_COLOUR, linewidth=0.8, linestyle=":", label="plain's final loss"
     )
     _mark_jumps(axes, accelerated)
     axes.set_xlabel("steps counted (optimizer steps + probe evaluations)")
@@ -206,7 +237,7 @@ def _mark_jumps(axes: Axes, run: Run) -> None:
     ):
         if landed:
             steps, losses = [run.steps[i] for i in landed], [run.losses[i] for i in landed]
-            axes.plot(steps, losses, marker, color=_ACCELERATED_COLOUR, markersize=6, label=label)
+            axes.plot(steps, losses, marker, color=ACCELERATED_COLOUR, markersize=6, label=label)
 
 
 def _count(steps: int | None) -> str:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
-from koopcast_server.demo.data import DemoError, load_digits
+from koopcast_server.demo.data import load_digits
+from koopcast_server.demo.progress import progress_bars
 from koopcast_server.demo.report import compare, print_report, write_json, write_plot
+from koopcast_server.demo.service import demo_service
 from koopcast_server.demo.training import BUDGET_STEPS, LEARNING_RATES, Recipe, Run, Task, train
 
 __all__ = ["run_demo"]
-
-
-_PRINTED_LINES = 3
-"""What `koopcast serve` prints when it is ready."""
-
-
-class ServiceFailed(DemoError):
-    """The demo's service did not start."""
 
 
 def run_demo(json_file: Path | None, plot: Path, seed: int) -> None:
@@ -42,9 +31,9 @@ def run_demo(json_file: Path | None, plot: Path, seed: int) -> None:
         f"[bold]koopcast demo[/bold]: {len(task.images):,} MNIST digits, full batch, MLP 784-20-20-20-10, SGD with "
         f"momentum and linear decay over {BUDGET_STEPS} steps"
     )
-    with _service() as (target, page):
+    with demo_service() as (target, page):
         console.print(f"service on {target}, its page at {page}")
-        with _bars(console) as bars:
+        with progress_bars(console) as bars:
             grid = {
                 rate: _run(bars, f"plain, learning rate {rate}", task, rate, seed, None)
                 for rate in LEARNING_RATES
@@ -74,42 +63,3 @@ def _run(bars: Progress, title: str, task: Task, rate: float, seed: int, target:
         target,
         lambda counted, loss: bars.update(bar, completed=min(counted, BUDGET_STEPS), loss=f"loss {loss:.4f}"),
     )
-
-
-def _bars(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TimeElapsedColumn(),
-        console=console,
-    )
-
-
-@contextlib.contextmanager
-def _service() -> Iterator[tuple[str, str]]:
-    """A service process on loopback: its gRPC address and the URL of its page."""
-    command = [
-        sys.executable,
-        "-m",
-        "koopcast_server",
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--http",
-        "127.0.0.1:0",
-    ]
-    with subprocess.Popen(  # noqa: S603  # our own command
-        [*command, "--log-level", "warning"], stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None  # noqa: S101  # it is a pipe
-            printed = "".join(line for _, line in zip(range(_PRINTED_LINES), process.stdout, strict=False))
-            grpc_address = re.search(r"^gRPC\s+(\S+)$", printed, re.MULTILINE)
-            http_address = re.search(r"^HTTP\s+(\S+)$", printed, re.MULTILINE)
-            if grpc_address is None or http_address is None:
-                raise ServiceFailed(f"the demo's service did not start: {printed or 'see above'}")
-            yield grpc_address[1], http_address[1]
-        finally:
-            process.terminate()

@@ -1,7 +1,8 @@
 """The demo's training runs: the same network, optimizer and schedule, with and without the hook.
 
 Counting: every optimizer step is 1 step, and so is every evaluation of the probe, which like a step sees the whole
-batch (but does no backward pass). The loss curve is that of the forward pass each step makes anyway.
+batch, with or without a backward pass; refining a jump is made of such evaluations. The loss curve is that of the forward
+pass each step makes anyway.
 """
 
 from __future__ import annotations
@@ -106,8 +107,9 @@ class Run:
 
     @property
     def final_loss(self) -> float:
-        """Loss at the end of the budget."""
-        return self.losses[-1]
+        """The last loss within the budget: the last jump may have ended beyond it."""
+        within = [loss for steps, loss in zip(self.steps, self.losses, strict=True) if steps <= BUDGET_STEPS]
+        return within[-1]
 
     @property
     def rank_loss(self) -> float:

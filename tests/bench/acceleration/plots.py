@@ -37,6 +37,7 @@ _BLACK, _GREY, _BLUE, _ORANGE, _GREEN, _PINK = "black", "0.45", "#0072b2", "#d55
 """Okabe and Ito's colours: told apart with every common kind of colour blindness."""
 _LOOKS: Final[Mapping[str, tuple[str, str]]] = {
     PLAIN: (_BLACK, "o"),
+    "lbfgs": (_BLACK, "s"),
     "ema": (_GREEN, "o"),
     "lawa": (_GREEN, "s"),
     "lookahead": (_PINK, "^"),

@@ -47,6 +47,7 @@ PLAIN: Final = "plain"
 OURS: Final = ("ours", "ours-no-probe")
 METHODS: Final = {
     PLAIN: "plain",
+    "lbfgs": "L-BFGS",
     "ema": "EMA",
     "lawa": "LAWA",
     "lookahead": "Lookahead",
@@ -71,6 +72,8 @@ _LEAST_LOSS: Final = 1e-30
 """Losses below count as this one, so that there is a logarithm."""
 _LEAST_STEPS: Final = 1.0
 _LEAST_SECONDS: Final = 1e-6
+_INTERPOLATED: Final = 1.5
+"""Evaluations that lie further apart than so many of their usual distances have no line between them."""
 _SAME: Final = 1 + 1e-9
 """A loss this close to the target has reached it: targets went through a logarithm."""
 
@@ -244,6 +247,9 @@ def loss_at(record: Record, counted: float) -> float:
 def first_crossing(record: Record, target: float, unit: str) -> float | None:
     """Where the best loss first is at `target` or below, between evaluations by a straight line in log(loss).
 
+    But at the later one where they lie far apart, since a method spent many evaluations in between at once: nobody had
+    those weights before it ended.
+
     Args:
         record: of a run.
         target: a loss.
@@ -257,11 +263,17 @@ def first_crossing(record: Record, target: float, unit: str) -> float | None:
     if not len(there):
         return None
     after = int(there[0])
-    if after == 0 or not math.isfinite(best[after - 1]):
+    if after == 0 or not math.isfinite(best[after - 1]) or _are_far_apart(record["counted"], after):
         return float(at[after])
     fall = math.log(best[after - 1]) - math.log(best[after])
     share = min(1.0, (math.log(best[after - 1]) - math.log(target)) / fall)
     return float(at[after - 1] + (at[after] - at[after - 1]) * share)
+
+
+def _are_far_apart(counted: Sequence[int], after: int) -> bool:
+    """Whether the evaluation before this one lies further back than they usually do."""
+    usual = float(np.quantile(np.diff(counted), 0.1))
+    return counted[after] - counted[after - 1] > _INTERPOLATED * usual + 1.0
 
 
 def fact(facts: Mapping[str, Any], name: str) -> Any:

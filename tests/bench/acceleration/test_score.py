@@ -62,6 +62,14 @@ def test_crossings_are_straight_lines_in_the_logarithm() -> None:
     assert loss_at(PLAIN, 1000) == pytest.approx(1e-4)
 
 
+def test_what_was_spent_at_once_has_no_line_in_it() -> None:
+    burst = record([1.0, 0.5, 0.4, 1e-4], method="ours", counted=(0, 10, 20, 90))
+    assert first_crossing(burst, 0.01, "counted") == 90
+    assert first_crossing(burst, 0.45, "counted") == pytest.approx(
+        10 + 10 * math.log(0.5 / 0.45) / math.log(0.5 / 0.4)
+    )
+
+
 def test_the_best_so_far_counts_and_what_is_not_finite_does_not() -> None:
     bumpy = record([1.0, 0.1, 0.5, math.nan, 0.01])
     assert first_crossing(bumpy, 0.1, "counted") == 25

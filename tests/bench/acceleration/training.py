@@ -17,10 +17,13 @@ from acceleration.optimizers import make_optimizer, make_scheduler
 from koopcast_server.demo.tasks import TASKS, Task
 from koopcast_server.demo.tasks.task import Problem
 
-__all__ = ["EVALUATIONS", "Cell", "Curve", "train_cell"]
+__all__ = ["EVALUATIONS", "OVERRUN", "Cell", "Curve", "train_cell"]
 
 EVALUATIONS: Final = 64
 """Evaluations over the budget, besides the one before the first step."""
+OVERRUN: Final = 1.05
+"""Times the budget after which a run ends that spent some of it on other things than steps of the optimizer: with a
+schedule that falls to zero, the last steps are the best, and a few evaluations must not be the reason to miss them."""
 _WARM_UP_STEPS: Final = 5
 
 
@@ -111,7 +114,8 @@ def _trained(start: Start, running: Running) -> Curve:
     clock = _Clock()
     _evaluate(curve, problem, running, clock)
     marks = 1
-    while curve.counted_steps < start.budget_steps and not curve.diverged:
+    longest = OVERRUN * start.budget_steps
+    while curve.optimizer_steps < start.budget_steps and curve.counted_steps < longest and not curve.diverged:
         start.optimizer.zero_grad()
         loss = problem.batch_loss(curve.optimizer_steps)
         if not math.isfinite(float(loss.detach())):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from acceleration.methods.averages import ema, lawa
+from acceleration.methods.lbfgs import lbfgs
 from acceleration.methods.lines import linear, linear_mask
 from acceleration.methods.nodes import nodes
 from acceleration.methods.ours import ours, ours_no_probe
@@ -16,6 +17,7 @@ __all__ = ["METHODS", "Method", "Running", "Start"]
 
 METHODS: Final[Mapping[str, Method]] = {
     "plain": plain,
+    "lbfgs": lbfgs,
     "ema": ema,
     "lawa": lawa,
     "lookahead": lookahead,
