@@ -18,7 +18,7 @@ INSTALL := $(PIP) install --quiet --quiet --no-deps
 TORCH_PIN = $$(grep '^torch==' requirements.lock)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lint-code lint-format lint-types lint-proto format stubs stubs-check lock image-check clean
+.PHONY: help setup demo test bench-quick lint lint-code lint-format lint-types lint-proto format stubs stubs-check lock image-check clean
 .DELETE_ON_ERROR:
 
 ifeq ($(filter cpu cuda,$(TORCH)),)
@@ -44,6 +44,9 @@ demo: setup  ## train a network twice, plainly and with koopcast; writes demo.js
 
 test: setup  ## the whole test suite (ARGS="-m 'not slow'" and the like are handed to pytest)
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+
+bench-quick: setup  ## does the suite of tests/bench/acceleration still run? Three minutes; its figures mean nothing
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/acceleration/run.py --quick --workers $(WORKERS)
 
 lint: lint-code lint-format lint-types lint-proto  ## ruff, formatting, types, the protocol's style (-k: all of them)
 

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import torch
+from torch import Tensor
 
 import koopcast
 from koopcast.hook.stats import Stats
-from trainers import bits, seed_all, smooth_net, steps
+from trainers import bits, loss_of, seed_all, smooth_net, steps
 
 SMALL = koopcast.Operator(window=4, rank=2)
 PATIENCE_SECONDS = 30.0
@@ -73,6 +74,8 @@ def persistently(call: Callable[[], R], seconds: float = PATIENCE_SECONDS) -> R:
 class HookedRun:
     """Training with a hook whose probe refuses every jump, to be compared with training without one.
 
+    The hook never goes quiet, so that there is something going on for a fault to strike.
+
     Attributes:
         ahead: the hook.
         model: trained by it.
@@ -91,8 +94,15 @@ class HookedRun:
         self._attempts: set[int] = set()
         self.ahead = koopcast.attach(
             self.model, self.optimizer, target, job=job, operator=SMALL, every=every, wait_seconds=wait_seconds,
-            probe=lambda: 1.0, tensorboard=self, **more,
+            probe=self._refusing, refine=0, tensorboard=self, **more,
         )  # fmt: skip
+        busy: Any = self.ahead
+        busy._schedule.pausing = False
+
+    def _refusing(self) -> Tensor:
+        """One everywhere, with the gradient of the training loss: that of a trainer without noise, worth trying on."""
+        loss = loss_of(self.model)
+        return loss - loss.detach() + 1.0
 
     def add_scalar(self, tag: str, value: float, global_step: int) -> None:
         """As a TensorBoard writer, told of every attempt."""

@@ -7,7 +7,7 @@ where, n]. Prints what it has at the end as JSON.
 
 A fault strikes ``"in the probe"`` numbered n, or ``"before step"`` n, and touches the file ``paused`` in the folder
 `EVENTS`: the last rank does ``"kill"`` or ``"stop"`` to itself, or ``"lose"`` its trajectory; the first one can ``"wait"``
-for a file ``resume``.
+for a file ``resume``. ``lr`` and ``momentum`` are the optimizer's.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def main(store: str, rank: int, target: str, events: Path, settings: dict[str, A
     else:
         model = Approach(None if settings["kind"] == "replicas" else mesh)
         loss = model.loss
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=settings.get("momentum", 0.5))
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=settings.get("lr", 0.05), momentum=settings.get("momentum", 0.5)
+    )
     probes = 0
     fault = settings.get("fault") or ["none", "", 0]
     struck = rank == (0 if fault[0] == "wait" else settings["ranks"] - 1)

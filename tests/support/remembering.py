@@ -87,8 +87,8 @@ def main(target: str, kind: str, average: bool, count: int) -> None:
     def probe() -> float:
         probed.append(model.distance())
         return (
-            probed[-1] if len(probed) != 3 else probed[0] / 2
-        )  # the second candidate is the best, not the last
+            probed[-1] if len(probed) != 4 else probed[1] / 2
+        )  # after one at the first snapshot: the second candidate is the best, not the last
 
     with koopcast.attach(
         model, optimizer, target, probe=probe, every=EVERY, average=average, horizons=[2, 3, 4, 5],

@@ -33,7 +33,7 @@ def main(target: str, job: str, folder: Path, stop_at: int) -> None:
     goes_on = None
     with koopcast.attach(
         model, optimizer, target, job=job, probe=lambda: loss_of(model), every=EVERY, horizons=[20, 40],
-        operator=koopcast.Operator(window=8, rank=2), learning_rate=schedule, wait_seconds=10.0,
+        operator=koopcast.Operator(window=8, rank=2), learning_rate=schedule, refine=0, wait_seconds=10.0,
     ) as ahead:  # fmt: skip
         if saved is not None:
             goes_on = ahead.load_state_dict(saved["ahead"])

@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 from torch import Tensor
 
 from koopcast.errors import ArgumentValueError
-from koopcast.hook.gradients import shown
+from koopcast.hook.gradients import assign, shown
 from koopcast.hook.parts import PartFollower, PartLeader
 from koopcast.hook.rates import check_learning_rate
 from koopcast.hook.resuming import SavedRun
@@ -163,8 +163,13 @@ class Ahead(Stepping):
         Where refining found weights of a lower loss that training could not hold, the model ends with them.
 
         Args:
-            keep: leave the job at the service for the next writer of this name.
+            keep: leave the job at the service for the next writer of this name, and the model with the weights that
+                training goes on with.
         """
+        present = not (self._finished or self._inside) and os.getpid() == self._process_id
+        better = self._better() if present and not keep else None
+        if better is not None:
+            assign(self._trainer.selection.parameters(), better)
         self._finished = True
         self._average.end()
         self._counters.end()

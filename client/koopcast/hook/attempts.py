@@ -74,6 +74,9 @@ class Attempts:
     def compare(self) -> None:
         """After every step: finish what `look_around` began. Nothing here."""
 
+    def held(self, loss: float, step: int) -> None:
+        """A jump was looked back on, and stays. Nothing here."""
+
     def gather(self) -> None:
         """At every snapshot: look at the gradients of training. Nothing here."""
 

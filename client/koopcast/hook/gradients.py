@@ -55,7 +55,8 @@ class GradientTrial(Trial):
     def loss_now(self) -> float:
         """The probe's loss of the current weights."""
         loss = super().loss_now()
-        self.now = self._point(flat(list(self._parameters.values())), loss)
+        if self._evaluator.gradient is not None:  # else not even a copy of the weights is made
+            self.now = self._point(flat(list(self._parameters.values())), loss)
         return loss
 
     def evaluate(self, prediction: Prediction) -> float:
@@ -86,7 +87,7 @@ class GradientTrial(Trial):
         return True
 
     def _point(self, weights: Tensor, loss: float) -> Point | None:
-        gradient = self._evaluator.gradient
+        gradient, self._evaluator.gradient = self._evaluator.gradient, None
         if gradient is None or not math.isfinite(loss) or not bool(torch.isfinite(gradient).all()):
             return None
         return Point(weights, loss, gradient)

@@ -217,6 +217,8 @@ class Leader:
             self._scalars.undone(step, loss)
             if outcome is not None:
                 outcome = replace(outcome, accepted=False, loss_after=_finite(loss))
+        else:
+            self._attempts.held(loss, step)
         self._put(outcome)
         return undone
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from koopcast.hook.shadow import ShadowState
 from koopcast.hook.sharding import local
 
-__all__ = ["Arena", "RandomStates", "TensorMemory", "TrainerMemory", "weights_of"]
+__all__ = ["Arena", "RandomStates", "TensorMemory", "TrainerMemory", "stir", "weights_of"]
 
 _ALIGNMENT: Final = 64
 """Copies begin at multiples of this. Unit: bytes."""
@@ -140,6 +140,16 @@ class RandomStates:
         torch.set_rng_state(self._torch)
         if self._cuda is not None:
             torch.cuda.set_rng_state_all(self._cuda)
+
+
+def stir() -> None:
+    """Make the global random generators give other numbers than those to come; `RandomStates` undoes it."""
+    seed = int(torch.randint(1 << 31, ()))
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # the global generator, which training loops use
+    torch.default_generator.manual_seed(seed)
+    if _cuda_in_use():  # else torch would keep the seed for when it is
+        torch.cuda.manual_seed_all(seed)
 
 
 class TrainerMemory:

@@ -13,7 +13,7 @@ from torch import Tensor
 from koopcast.hook.attempts import Attempts
 from koopcast.hook.displacements import Displacements, HeldDisplacements
 from koopcast.hook.gradients import GradientEvaluator, GradientTrial, gradient_of_step
-from koopcast.hook.memory import Arena
+from koopcast.hook.memory import Arena, stir
 from koopcast.hook.optimizer_state import halt
 from koopcast.hook.policy import Choice, SearchOrder, choose_by_loss
 from koopcast.hook.recorder import Recorder
@@ -29,7 +29,7 @@ _MEMORY_BYTES: Final = 256 << 20
 """Most that refining may hold at the trainer."""
 _FEWEST_PAIRS: Final = 5
 """With less memory of the path than this, refining is not worth while."""
-_POINTS: Final = 8
+_POINTS: Final = 9
 """Vectors of the model's size that refining holds besides its pairs: points, gradients, the metric."""
 
 
@@ -98,9 +98,10 @@ class RefinedAttempts(Attempts):
         self._plan = plan
         self._refiner = Refiner(plan.limit, plan.pairs)
         self._unchecked: Tensor | None = None
-        self._step = 0
+        self._looked = False
         self._replaced = recorder.replaced
-        evaluator.parameters = self._tensors
+        # Not `self._tensors`: without a cycle a model is freed as soon as its last user lets go of it.
+        evaluator.parameters = lambda: list(recorder.parameters().values())
         evaluator.wanted = False
         evaluator.gradient = None
 
@@ -110,8 +111,17 @@ class RefinedAttempts(Attempts):
         return self._plan.limit > 0 and self.regime.deterministic and not self.observing
 
     def look_around(self, step: int) -> None:
-        """Ask the probe where training stands, to compare its gradient with that of the next step."""
-        now = self._probed(HeldDisplacements(), Arena()).now
+        """Ask the probe where training stands, to compare its gradient with that of the next step.
+
+        With other random numbers than that step will have, or dropout would look like no noise at all.
+        """
+        self._looked = True
+        self._evaluator.wanted = True
+        trial = self._trial(HeldDisplacements(), Arena())
+        stir()
+        trial.loss_now()
+        self._evaluator.wanted = False
+        now = trial.now
         if now is not None:
             self._refiner.note(now.loss, step)
             self._unchecked = now.gradient
@@ -126,9 +136,15 @@ class RefinedAttempts(Attempts):
         if math.isfinite(lengths) and lengths > 0.0:
             self.regime.agreement = float(torch.dot(expected, made.to(expected))) / lengths
 
+    def held(self, loss: float, step: int) -> None:
+        """Training could hold what the last jump won; its loss now."""
+        self._refiner.note(loss, step)
+
     def gather(self) -> None:
         """At every snapshot: what refining needs to know of the gradients of training."""
-        if self._plan.limit > 0 and not self.regime.noisy:
+        if not (self.refining or (self._plan.limit > 0 and not self._looked)):
+            self._refiner.squares.forget()
+        else:
             made = gradient_of_step(self._tensors())
             if made is not None and bool(torch.isfinite(made).all()):
                 self._refiner.squares.add(made)
@@ -151,10 +167,12 @@ class RefinedAttempts(Attempts):
         try:
             trial = self._probed(displacements, arena)
             choice, target = self._looked_for(trial, predictions, step)
-            departure = self._make(trial, choice, target, arena, undoable=undoable)
-            if choice.moved and departure is None and undoable:
+            made, departure = self._make(trial, choice, target, arena, undoable=undoable)
+            if choice.moved and not made:
                 return replace(choice, accepted=False, refined_loss=None, reason="the jump was undone"), None
-            self._refiner.note(choice.final_loss if choice.moved else choice.loss_before, step)  # type: ignore[arg-type]
+            loss = choice.final_loss if choice.moved else choice.loss_before
+            if loss is not None:
+                self._refiner.note(loss, step, watched=target is not None and departure is not None)
             if not choice.moved and trial.now is not None:
                 self._unchecked = trial.now.gradient
             return choice, departure
@@ -188,9 +206,10 @@ class RefinedAttempts(Attempts):
                     None, False, "training cannot hold what refining found, and it ends there"
                 ), None
             choice = Choice(None, False, self._words(best.loss, point.loss), best.loss, None, point.loss)
-            departure = self._make(trial, choice, point, arena, undoable=True)
-            if departure is not None:
-                self._refiner.note(point.loss, step)
+            made, departure = self._make(trial, choice, point, arena, undoable=True)
+            if not made:
+                return Choice(None, False, "where refining led, weights were not finite"), None
+            self._refiner.note(point.loss, step, watched=departure is not None)
             return choice, departure
         finally:
             if departure is None:
@@ -221,21 +240,21 @@ class RefinedAttempts(Attempts):
 
     def _make(
         self, trial: GradientTrial, choice: Choice, target: Point | None, arena: Arena, *, undoable: bool
-    ) -> Departure | None:
-        """Move to the target, or make the predicted jump; what to go back to, None where nothing was done."""
+    ) -> tuple[bool, Departure | None]:
+        """Move to the target, or make the predicted jump. Whether that was done, and what to go back to."""
         if not choice.moved:
-            return None
+            return False, None
         before = Departure(trial.weights, self._optimizer, arena)
         if target is None:
             done = choice.prediction is not None and trial.keep(choice.prediction)
         else:
             done = trial.place(target.weights)
-            if self._plan.halting:
+            if done and self._plan.halting:
                 halt(self._optimizer, self._tensors())
         if done and undoable:
-            return before
+            return True, before
         before.forget()
-        return None
+        return done, None
 
     def _probed(self, displacements: Displacements, arena: Arena) -> GradientTrial:
         """A trial that knows loss and gradient of where training stands; the evaluator goes on looking at gradients."""

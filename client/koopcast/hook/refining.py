@@ -78,6 +78,10 @@ class SquaredGradients:
         else:
             self._mean.lerp_(squares, max(_NEWEST_SHARE, 1.0 / self._count))
 
+    def forget(self) -> None:
+        """No gradient yet, as in the beginning."""
+        self._mean, self._count = None, 0
+
     def metric(self, like: Tensor) -> Tensor:
         """One over the root of the mean square, of each weight, with mean 1; ones where no gradient was seen."""
         if self._mean is None or self._mean.shape != like.shape:
@@ -97,6 +101,7 @@ class Refiner:
         best: where the last refinement ended; None before the first one, and when the weights were replaced.
         used: evaluations of the last refinement.
         stalled: whether going on from the best point was of no use the last time.
+        watched: whether training went on from the best point, and it is not known yet whether it can hold it.
         squares: of the gradients of training.
     """
 
@@ -105,27 +110,35 @@ class Refiner:
         self.best: Point | None = None
         self.used = 0
         self.stalled = False
+        self.watched = False
         self.squares = SquaredGradients()
         self._limit = limit
         self._pairs = pairs
         self._secants: Secants | None = None
         self._scale = 0.0
+        self._won = False
         self._before: tuple[float, int] | None = None
 
     def forget(self) -> None:
         """The weights were replaced: nothing that is known holds there."""
         self.best, self._before = None, None
-        self.stalled = False
+        self.stalled = self._won = False
         self._secants = None
 
-    def note(self, loss: float, step: int) -> None:
-        """Training goes on at `step` from weights of this loss."""
+    def note(self, loss: float, step: int, *, watched: bool = False) -> None:
+        """Training goes on at `step` from weights of this loss; `watched`: from the best point, if it can hold that."""
         self._before = (loss, step)
+        self.watched = watched
 
     @property
     def ahead(self) -> Tensor | None:
-        """The best point's weights, where training was last seen at a larger loss; else None."""
+        """The best point's weights, where training was last seen at a larger loss; else None.
+
+        Also None where the best point is one of training's own: then nothing was found, and it is left alone.
+        """
         if self.best is None or self._before is None or not self.best.loss < self._before[0]:
+            return None
+        if not self._won:
             return None
         return self.best.weights
 
@@ -144,6 +157,7 @@ class Refiner:
             return None
         point = self._descend(before, secants, evaluate, 0.0)
         self.stalled = not descent(before.loss, point.loss) >= _LEAST_GAIN
+        self._won |= not self.stalled
         return None if self.stalled else point
 
     def refine(
@@ -164,10 +178,12 @@ class Refiner:
         self.stalled = False
         self._scale = scale
         self._secants = secants = Secants(self._pairs, self.squares.metric(now.gradient))
-        if landed is None:
-            return self._descend(now, secants, evaluate, self._paying(now.loss, step))
-        secants.add(landed.weights - now.weights, landed.gradient - now.gradient)
-        return self._descend(landed, secants, evaluate, self._paying(now.loss, step))
+        if landed is not None:
+            secants.add(landed.weights - now.weights, landed.gradient - now.gradient)
+        start = now if landed is None else landed
+        best = self._descend(start, secants, evaluate, self._paying(now.loss, step))
+        self._won = best.loss < now.loss
+        return best
 
     def _paying(self, loss: float, step: int) -> float:
         """What training earns with a step: the descent of the loss since the last attempt."""

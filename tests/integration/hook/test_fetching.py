@@ -21,16 +21,20 @@ SMALL = koopcast.Operator(window=WINDOW, rank=2)
 def attempted(
     service: RunningService, act: Callable[[], object], at_probe: int, *, probe_says: float
 ) -> tuple[LinearTraining, koopcast.hook.Stats, int]:
-    """One attempt on four horizons, with something happening to the service at one of its probes."""
+    """One attempt on four horizons, with something happening to the service at one of its probes.
+
+    Returns:
+        the training, what was counted, and the probes of the attempt.
+    """
     run = LinearTraining()
-    probes = 0
+    probes = -1  # one comes before the attempt, at the first snapshot
 
     def probe() -> float:
         nonlocal probes
         probes += 1
         if probes == at_probe:
             act()
-        return 1.0 if probes == 1 else probe_says + 0.01 * probes
+        return 1.0 if probes <= 1 else probe_says + 0.01 * probes
 
     with koopcast.attach(
         run.model, run.optimizer, service.target, probe=probe, every=EVERY, operator=SMALL, watch=False,
@@ -82,7 +86,7 @@ def test_candidates_are_fetched_only_when_they_are_looked_at(service: RunningSer
     run = LinearTraining()
     with koopcast.attach(
         run.model, run.optimizer, service.target, probe=run.distance, every=EVERY, operator=SMALL, watch=False,
-        horizons=[5, 10, 20, 40, 80], search=first_two, wait_seconds=10.0,
+        horizons=[5, 10, 20, 40, 80], search=first_two, refine=0, wait_seconds=10.0,
     ) as ahead:  # fmt: skip
         for _ in run.train(WINDOW * EVERY):
             pass

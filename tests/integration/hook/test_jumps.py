@@ -29,7 +29,7 @@ def test_a_jump_lands_where_training_would_have_come(
     horizon = 40
     with koopcast.attach(
         run.model, run.optimizer, service.target, probe=run.distance, every=EVERY, operator=SMALL, average=average,
-        lag=lag, horizons=[horizon], wait_seconds=PATIENT,
+        lag=lag, horizons=[horizon], refine=0, wait_seconds=PATIENT,
     ) as ahead:  # fmt: skip
         jump_step = WINDOW * EVERY + lag
         for step in run.train(jump_step):
@@ -72,7 +72,7 @@ def test_counters_agree_with_the_service(service: RunningService, job_name: str)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     with koopcast.attach(
         model, optimizer, service.target, job=job_name, probe=lambda: loss_of(model), every=EVERY, operator=SMALL,
-        wait_seconds=PATIENT,
+        refine=0, wait_seconds=PATIENT,
     ) as ahead:  # fmt: skip
         train(model, optimizer, 208)  # the last jump, at step 200, was looked back on
         stats = settled(ahead, 41)
@@ -88,7 +88,8 @@ def test_counters_agree_with_the_service(service: RunningService, job_name: str)
     assert stats.bytes_received == status.bytes_sent > 0
     assert status.segment == stats.jumps_accepted + stats.jumps_undone + 1
     looked_back = stats.jumps_accepted + stats.jumps_undone
-    assert stats.probe_evaluations == sum(event.probe_evaluations for event in stats.log) + looked_back
+    at_attempts = sum(event.probe_evaluations for event in stats.log)
+    assert stats.probe_evaluations == 1 + at_attempts + looked_back  # the first one at the first snapshot
     assert 0 < stats.seconds_blocked < stats.seconds_in_hook < stats.seconds
     assert stats.snapshots_dropped == stats.service_errors == 0
     with koopcast.connect(service.target) as client, pytest.raises(koopcast.NotFound):
@@ -98,7 +99,8 @@ def test_counters_agree_with_the_service(service: RunningService, job_name: str)
 def test_jump_steps_are_fixed_in_advance(service: RunningService) -> None:
     model = smooth_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    losses = iter([1.0, 2.0, 1.0, 0.5, 1.0, 2.0])  # refused, accepted, refused: each attempt probes twice
+    # At the first snapshot; then refused, accepted, refused: each attempt probes twice.
+    losses = iter([1.0, 1.0, 2.0, 1.0, 0.5, 1.0, 2.0])
     with koopcast.attach(
         model, optimizer, service.target, probe=lambda: next(losses), every=EVERY, operator=SMALL, horizons=[20],
         wait_seconds=PATIENT, lag=2,
@@ -348,11 +350,16 @@ def test_a_probe_that_steps_the_optimizer_does_not_count_steps(service: RunningS
         assert ahead.stats().jumps_accepted == 1
 
 
-def test_closing_inside_a_probe_is_safe(service: RunningService) -> None:
+@pytest.mark.parametrize(("call", "at_step"), [(1, EVERY), (2, WINDOW * EVERY)], ids=["first", "attempt"])
+def test_closing_inside_a_probe_is_safe(service: RunningService, call: int, at_step: int) -> None:
     run = LinearTraining()
+    calls = 0
 
     def probe() -> float:
-        ahead.close()
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            ahead.close()
         return 1.0
 
     ahead = koopcast.attach(
@@ -366,7 +373,7 @@ def test_closing_inside_a_probe_is_safe(service: RunningService) -> None:
     )
     for _ in run.train(2 * WINDOW * EVERY):
         pass
-    assert ahead.stats().steps == WINDOW * EVERY
+    assert ahead.stats().steps == at_step
 
 
 def test_frozen_and_tied_parameters_stay_whole(service: RunningService) -> None:

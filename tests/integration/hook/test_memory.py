@@ -74,11 +74,14 @@ class Watched:
         self.peak = max(self.peak, tracemalloc.get_traced_memory()[1] / UNIT)
 
     def probe(self) -> float:
-        """Of the candidates the second is the best, so that it is held while others are looked at."""
+        """Of the candidates the second is the best, so that it is held while others are looked at.
+
+        The first call of all is at the first snapshot, before there are any.
+        """
         self.look()
         with torch.no_grad():
             self.probes.append(1.0 - self.model.weight.mean().item())
-        return self.probes[-1] if len(self.probes) != 3 else self.probes[0] / 2
+        return self.probes[-1] if len(self.probes) != 4 else self.probes[1] / 2
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -119,9 +122,42 @@ def test_an_attempt_holds_four_times_the_parameters_at_most(
             assert run.look() == buffers + mean
     finally:
         tracemalloc.stop()
-    assert len(run.probes) == 6  # now, four candidates, and a stride later
+    assert len(run.probes) == 7  # at the first snapshot, now, four candidates, and a stride later
     assert max(run.alive) <= 4 + mean
     assert arrays < 3  # NumPy holds: the best displacement, the one that arrives, and chunks on their way
+
+
+def test_refining_holds_256_mib_at_most(service: RunningService) -> None:
+    """Besides what any attempt holds: here enough for 27 of 30 secant pairs, and for the points they come from."""
+    run = Watched("sgd")
+    curvatures = torch.logspace(-3, 0, PARAMETERS).view_as(run.model.weight)
+    run.before = tensors_alive()
+
+    def loss() -> torch.Tensor:
+        return 0.5 * (curvatures * (run.model.weight - 1.0).square()).mean() * PARAMETERS
+
+    def probe() -> torch.Tensor:
+        run.look()
+        return loss()
+
+    def train(count: int) -> None:
+        for _ in range(count):
+            run.optimizer.zero_grad()
+            torch.autograd.backward(loss())
+            run.optimizer.step()
+
+    tracemalloc.start()
+    try:
+        with koopcast.attach(
+            run.model, run.optimizer, service.target, probe=probe, every=EVERY, horizons=[2, 3],
+            operator=koopcast.Operator(window=WINDOW, rank=2), wait_seconds=30.0,
+        ) as ahead:  # fmt: skip
+            train(WINDOW * EVERY)
+            (event,) = ahead.stats().log
+    finally:
+        tracemalloc.stop()
+    assert "refined in" in event.reason
+    assert 2 * 27 < max(run.alive) <= (256 << 20) / UNIT + 4
 
 
 @pytest.mark.parametrize("optimizer", ["adam"])

@@ -59,7 +59,8 @@ def test_an_observer_tells_what_it_would_have_done_and_does_nothing(
     assert stats.last_decision.startswith("observed: ")
     assert (status.jumps_accepted, status.jumps_rejected) == (0, 0)
     assert status.segment == 1  # one whole path
-    assert stats.probe_evaluations == (sum(event.probe_evaluations for event in stats.log) if probed else 0)
+    at_attempts = sum(event.probe_evaluations for event in stats.log)
+    assert stats.probe_evaluations == (1 + at_attempts if probed else 0)  # and one at the first snapshot
 
 
 def test_observing_leaves_training_bit_identical(service: RunningService) -> None:
@@ -127,9 +128,19 @@ def test_strict_raises_when_the_service_dies() -> None:
                 train(model, optimizer, 10_000)
 
 
-def test_strict_raises_what_a_probe_raises(service: RunningService, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("call", "at_step"), [(1, EVERY), (2, WINDOW * EVERY)], ids=["first", "attempt"])
+def test_strict_raises_what_a_probe_raises(
+    service: RunningService, caplog: pytest.LogCaptureFixture, call: int, at_step: int
+) -> None:
+    """At the first snapshot, where it is asked what training is like, and at an attempt."""
+    calls = 0
+
     def probe() -> float:
-        raise ZeroDivisionError("the user's own")
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise ZeroDivisionError("the user's own")
+        return 1.0
 
     model = smooth_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -138,7 +149,7 @@ def test_strict_raises_what_a_probe_raises(service: RunningService, caplog: pyte
         caplog.at_level(logging.WARNING, logger="koopcast"),
         koopcast.attach(model, optimizer, service.target, probe=probe, strict=True, **SETTINGS) as ahead,
     ):
-        train(model, optimizer, WINDOW * EVERY - 1)
+        train(model, optimizer, at_step - 1)
         twin = smooth_net()
         twin.load_state_dict(model.state_dict())
         train(twin, torch.optim.SGD(twin.parameters(), lr=0.05), 1)

@@ -130,7 +130,7 @@ def test_a_compiled_model_and_step_jump_like_plain_ones(service: RunningService)
     def step() -> None:
         run.optimizer.step()
 
-    with attach(run.model, run.optimizer, service, probe=run.distance, horizons=[40]) as ahead:
+    with attach(run.model, run.optimizer, service, probe=run.distance, horizons=[40], refine=0) as ahead:
         for _ in range(WINDOW * EVERY):
             run.optimizer.zero_grad()
             backward(loss(run.model, run.goal))

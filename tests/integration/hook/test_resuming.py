@@ -24,6 +24,7 @@ SETTINGS: dict[str, Any] = {
     "operator": koopcast.Operator(window=WINDOW, rank=2),
     "horizons": [40],
     "wait_seconds": 10.0,
+    "refine": 0,
 }
 
 

@@ -52,11 +52,16 @@ def reported(ranks: list[subprocess.Popen[str]]) -> list[Report]:
 
 
 def unsharded(service: RunningService, settings: dict[str, Any]) -> tuple[list[float], list[list[Any]]]:
-    """The same run in one process: its weights and buffers at the end, and the jumps."""
+    """The same run in one process: its weights and buffers at the end, and the jumps.
+
+    Its probe gives plain numbers, since parts never look at gradients either.
+    """
     model: Any = uneven_net() if settings["kind"] == "fsdp" else Approach(None)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=settings.get("momentum", 0.5))
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=settings.get("lr", 0.05), momentum=settings.get("momentum", 0.5)
+    )
     loss = (lambda: loss_of(model)) if settings["kind"] == "fsdp" else model.loss
-    arguments = {"probe": loss, "wait_seconds": 10.0, **settings.get("attach", {})}
+    arguments = {"probe": lambda: loss().detach(), "wait_seconds": 10.0, **settings.get("attach", {})}
     operator = koopcast.Operator(**{**OPERATOR, **settings.get("operator", {})})
     with koopcast.attach(
         model, optimizer, service.target, every=EVERY, operator=operator, **arguments
@@ -73,9 +78,11 @@ def unsharded(service: RunningService, settings: dict[str, Any]) -> tuple[list[f
 @pytest.mark.parametrize(
     "settings",
     [
-        {"kind": "fsdp", "attach": {"horizons": [20, 40]}},
+        {"kind": "fsdp", "lr": 0.01, "attach": {"horizons": [20, 40]}},
         {
             "kind": "fsdp",
+            "lr": 0.003,
+            "momentum": 0.0,
             "operator": {"partition": "tensor", "observable": "state"},
             "attach": {"average": True, "horizons": [10, 20]},
         },
@@ -86,7 +93,11 @@ def unsharded(service: RunningService, settings: dict[str, Any]) -> tuple[list[f
 def test_the_jumps_of_the_unsharded_run(
     service: RunningService, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    settings = {"ranks": 2, "steps": 62, **settings}
+    settings = {
+        "ranks": 2,
+        "steps": 62,
+        **settings,
+    }  # slow enough for a path that can be foretold: else it is quiet
     first, second = reported(started(service, tmp_path, settings))
     expected, log = unsharded(service, settings)
     assert first["log"] == log, (first, second)
@@ -159,7 +170,7 @@ def test_refused_jumps_leave_fsdp_training_bit_identical(service: RunningService
     found = []
     for name, more in (("on", {"losses": [1.0, 2.0]}), ("off", {"attach": {"mode": "off"}})):
         (tmp_path / name).mkdir()
-        settings = {"kind": "fsdp", "ranks": 2, "steps": 72, **more}
+        settings = {"kind": "fsdp", "ranks": 2, "steps": 72, "lr": 0.01, **more}
         found.append(reported(started(service, tmp_path / name, settings)))
     hooked, plain_run = found
     assert hooked[0]["probes"] == hooked[1]["probes"] >= 4
@@ -167,6 +178,18 @@ def test_refused_jumps_leave_fsdp_training_bit_identical(service: RunningService
     assert [event[:2] for event in hooked[0]["log"]] == [[20, False], [30, False], [70, False]]
     assert hooked[0]["dropped"] == hooked[1]["dropped"] == 0
     assert hooked[0]["weights"] == hooked[1]["weights"] == plain_run[0]["weights"]
+
+
+@pytest.mark.parametrize("kind", ["replicas", "by-hand"])
+def test_several_ranks_do_not_refine(service: RunningService, tmp_path: Path, kind: str) -> None:
+    """Though one rank alone would: its probe has the gradient of its steps."""
+    settings = {"kind": kind, "ranks": 2, "steps": 42, "momentum": 0.0, "attach": {"horizons": [20]}}
+    first, second = reported(started(service, tmp_path, settings))
+    assert first["log"] == [[20, True, 20.0], [40, True, 20.0]]
+    assert not any("refined" in reason for reason in first["reasons"])
+    assert first["probes"] == 2 * 2 + 1  # each time now and the candidate; the first jump was looked back on
+    if kind == "replicas":
+        assert first["weights"] == second["weights"]
 
 
 def test_a_jump_is_undone_on_all_parts(service: RunningService, tmp_path: Path) -> None:

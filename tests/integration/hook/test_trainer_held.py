@@ -76,16 +76,16 @@ def test_refused_jumps_leave_training_bit_identical(service: RunningService) -> 
     def trained(*, attached: bool) -> tuple[dict[str, bytes], int]:
         seed_all()
         model = NoisyNet()
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)  # a path worth looking at: else it is quiet
         if not attached:
-            train(model, optimizer, 60)
+            train(model, optimizer, 80)
             return bits(model, optimizer), 0
         losses = iter(range(1000))
         with koopcast.attach(
             model, optimizer, service.target, every=EVERY, snapshots="trainer", operator=SMALL,
             probe=lambda: loss_of(model).detach() * 0 + next(losses), on_jump=loss_of, wait_seconds=PATIENT,
         ) as ahead:  # fmt: skip
-            train(model, optimizer, 60)
+            train(model, optimizer, 80)
             return bits(model, optimizer), ahead.stats().jumps_rejected
 
     plain, _ = trained(attached=False)

@@ -42,7 +42,7 @@ class Trainer:
         self.probes_at.append(self.steps)
         if self.steps > JUMP:
             return self.loss_after
-        return 1.0 if len(self.probes_at) == 1 else 0.5
+        return 1.0 if self.probes_at.count(JUMP) <= 1 else 0.5
 
 
 def attach(run: Trainer, service: RunningService, **settings: Any) -> koopcast.Ahead:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from rich.markup import escape
 from rich.table import Table
 
 from koopcast_server.demo.data import DATA_VARIABLE
@@ -44,8 +45,11 @@ def task_table() -> Table:
     for column in ("task", "what it trains", "kind", "data"):
         table.add_column(column, no_wrap=column == "task")
     table.add_row(
-        DIGITS, "MNIST digits, MLP 784-20-20-20-10, full batch of 5,000", "deterministic", _DIGITS_DATA
+        DIGITS,
+        "MNIST digits, MLP 784-20-20-20-10, full batch of 5,000",
+        "deterministic",
+        escape(_DIGITS_DATA),
     )
     for task in TASKS.values():
-        table.add_row(task.name, task.title, task.kind, DATA[task.name])
+        table.add_row(task.name, task.title, task.kind, escape(DATA[task.name]))
     return table

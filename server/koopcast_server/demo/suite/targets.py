@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
+import numpy as np
+
 from koopcast_server.demo.suite.training import TaskRun
 
-__all__ = ["SHARES_PERCENT", "Target", "best_within", "first_crossing", "targets_of"]
+__all__ = ["SHARES_PERCENT", "Target", "best_within", "far_apart", "first_crossing", "targets_of"]
 
 SHARES_PERCENT: Final = (50, 75, 100)
 """Targets: plain training's best loss within so much of its budget."""
 _LEAST_LOSS: Final = 1e-30
+_INTERPOLATED: Final = 1.5
+"""Evaluations that lie further apart than so many of their usual distances have no line between them."""
 _SAME: Final = 1 + 1e-9
 """A loss this close to the target has reached it: targets go through a logarithm."""
 
@@ -51,13 +55,19 @@ def targets_of(plain: TaskRun, accelerated: TaskRun) -> list[Target]:
 
 
 def best_within(run: TaskRun, counted: float) -> float:
-    """The best loss within so many counted steps; between evaluations by a straight line in log(loss)."""
+    """The best loss within so many counted steps; between evaluations by a straight line in log(loss).
+
+    But that of the earlier one where they lie far apart, since jumping took many evaluations of the probe at once: nobody
+    had the later weights before they ended.
+    """
     best = _best_so_far(run)
     later = next((i for i, at in enumerate(run.counted) if at > counted), None)
     if later is None:
         return best[-1]
     if later == 0:
         return best[0]
+    if far_apart(run, later):
+        return best[later - 1]
     before, after = run.counted[later - 1], run.counted[later]
     share = (counted - before) / (after - before)
     return float(best[later - 1] ** (1 - share) * best[later] ** share)
@@ -66,6 +76,8 @@ def best_within(run: TaskRun, counted: float) -> float:
 def first_crossing(run: TaskRun, loss: float, at: list[float]) -> float | None:
     """Where the best loss first is at `loss` or below, likewise between evaluations; None: nowhere.
 
+    Where they lie far apart, at the later one.
+
     Args:
         run: the run.
         loss: to reach.
@@ -73,8 +85,10 @@ def first_crossing(run: TaskRun, loss: float, at: list[float]) -> float | None:
     """
     best = _best_so_far(run)
     there = next((i for i, one in enumerate(best) if one <= loss * _SAME), None)
-    if there is None or there == 0:
-        return None if there is None else at[0]
+    if there is None:
+        return None
+    if there == 0 or far_apart(run, there):
+        return at[there]
     fall = math.log(best[there - 1]) - math.log(best[there])
     share = min(1.0, (math.log(best[there - 1]) - math.log(loss)) / fall)
     return at[there - 1] + share * (at[there] - at[there - 1])
@@ -103,6 +117,12 @@ def _target(plain: TaskRun, accelerated: TaskRun, share_percent: int) -> Target:
 def _ratio(baseline: float, accelerated: float | None, whole: float) -> float:
     cost = whole + baseline if accelerated is None else accelerated
     return baseline / cost if cost > 0 else 1.0
+
+
+def far_apart(run: TaskRun, later: int) -> bool:
+    """Whether the evaluation before this one lies further back than they usually do."""
+    usual = float(np.quantile(np.diff(run.counted), 0.1))
+    return run.counted[later] - run.counted[later - 1] > _INTERPOLATED * usual + 1.0
 
 
 def _best_so_far(run: TaskRun) -> list[float]:

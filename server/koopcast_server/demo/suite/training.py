@@ -1,4 +1,4 @@
-"""One run of a task, plainly or with koopcast, until the budget of counted steps is spent.
+"""One run of a task, plainly or with koopcast, until its budget is spent.
 
 Counting: an optimizer step is 1 step, an evaluation of the probe (its samples / a batch's samples) steps, forward-only or
 not, a recomputation of BatchNorm's statistics likewise. Evaluations of what counts, the validation or residual
@@ -33,6 +33,9 @@ Progress = Callable[[float, float], None]
 
 _EVALUATIONS: Final = 64
 """Over the budget, besides the one before the first step."""
+_OVERRUN: Final = 1.05
+"""Times the budget after which a run ends that spent some of it on other things than steps of the optimizer: where the
+rate falls to zero, the last steps are the best, and a few evaluations must not be the reason to miss them."""
 _WARM_UP_STEPS: Final = 5
 _CONNECT_SECONDS: Final = 2.0
 
@@ -42,7 +45,7 @@ class TaskRun:
     """What was seen of a run.
 
     Attributes:
-        budget_steps: counted steps after which it ended.
+        budget_steps: optimizer steps of a plain run, after which schedules end.
         counted: counted steps at each evaluation.
         seconds: since the first step at each evaluation, evaluations left out.
         loss: what counts at each evaluation, of the weights to keep.
@@ -67,6 +70,14 @@ class TaskRun:
     def counted_steps(self) -> float:
         """At the end so far."""
         return self.counted_after[-1] if self.counted_after else 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the budget is spent, in optimizer steps or, with some grace, in counted ones; or the run is lost."""
+        spent = (
+            len(self.counted_after) >= self.budget_steps or self.counted_steps >= _OVERRUN * self.budget_steps
+        )
+        return spent or self.diverged
 
 
 def train_task(task: Task, tuned: Tuned, seed: int, target: str | None, progress: Progress) -> TaskRun:
@@ -161,7 +172,7 @@ def _loop(
             _evaluate(run, problem, hook, progress)
             evaluating = time.perf_counter() - started - run.seconds_total
             marks = math.floor(run.counted_steps * _EVALUATIONS / run.budget_steps) + 1
-        if run.counted_steps >= run.budget_steps or run.diverged:
+        if run.ended:
             return
         optimizer.zero_grad()
         loss = problem.batch_loss(len(run.counted_after))

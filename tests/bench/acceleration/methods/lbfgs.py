@@ -44,7 +44,7 @@ class _InPlace(Beside):
         with torch.no_grad():
             for parameter, reached in zip(self._parameters, self._reached, strict=True):
                 parameter.copy_(reached)
-        self._optimizer.step(self._evaluate)
+        self._optimizer.step(self._evaluate)  # type: ignore[no-untyped-call]  # torch's
         self._reached = [parameter.detach().clone() for parameter in self._parameters]
         return self._spent
 
