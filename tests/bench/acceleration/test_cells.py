@@ -83,7 +83,9 @@ def test_what_a_method_spends_is_of_the_budget(monkeypatch: pytest.MonkeyPatch) 
     spender = Spender()
     monkeypatch.setattr(training, "METHODS", {"spender": lambda _: spender})
     record = train_cell(replace(CELL, method="spender", budget_steps=650), None)
-    assert record["optimizer_steps"] == 420  # 650 counted steps and 5 % more, of which 2.5 in 6.5 are spent otherwise
+    assert (
+        record["optimizer_steps"] == 420
+    )  # 650 counted steps and 5 % more, of which 2.5 in 6.5 are spent otherwise
     assert record["counted_steps"] == 682.5
     assert len(record["counted"]) == 65 + 3
     assert record["facts"] == {"rate": None, "share": 0.333333, "pair": [1, 2]}
