@@ -11,7 +11,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 import koopcast
 from acceleration.methods.running import Beside, Start
 
-__all__ = ["ours", "ours_no_probe"]
+__all__ = ["ours", "ours_but", "ours_no_probe"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,7 +20,7 @@ _CONNECT_SECONDS: Final = 2.0
 
 
 class _Hook(Beside):
-    def __init__(self, start: Start, *, probed: bool) -> None:
+    def __init__(self, start: Start, *, probed: bool, **others: Any) -> None:
         problem = start.problem
         self._steps = 0
         self._spent = 0.0
@@ -28,14 +28,14 @@ class _Hook(Beside):
         self._spending: list[tuple[int, float]] = []  # in which step, and how much
         probe = self._counted(problem.probe, problem.probe_cost_steps)
         adapt = problem.adapt
-        self._ahead = koopcast.attach(
-            problem.model,
-            start.optimizer,
-            target=start.service,
-            probe=probe if probed else None,
-            learning_rate=start.scheduler,
-            on_jump=None if adapt is None else self._counted(adapt, problem.adapt_cost_steps),
-        )
+        arguments = {
+            "target": start.service,
+            "probe": probe if probed else None,
+            "learning_rate": start.scheduler,
+            "on_jump": None if adapt is None else self._counted(adapt, problem.adapt_cost_steps),
+            **others,
+        }
+        self._ahead = koopcast.attach(problem.model, start.optimizer, **arguments)
         # The job is opened beside the training thread; a run of a second or two is not to be judged by how soon.
         deadline = time.monotonic() + _CONNECT_SECONDS
         while not self._ahead.stats().connected and time.monotonic() < deadline:
@@ -89,6 +89,15 @@ def ours(start: Start) -> _Hook:
     Evaluations of the probe and of the statistics are counted; so is nothing else.
     """
     return _Hook(start, probed=True)
+
+
+def ours_but(**others: Any) -> Callable[[Start], _Hook]:
+    """`ours` with other arguments than its defaults: what each of them is worth (`acceleration.ablations`)."""
+
+    def made(start: Start) -> _Hook:
+        return _Hook(start, probed=True, **others)
+
+    return made
 
 
 def ours_no_probe(start: Start) -> _Hook:
