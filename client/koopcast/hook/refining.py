@@ -122,7 +122,7 @@ class Refiner:
     def forget(self) -> None:
         """The weights were replaced: nothing that is known holds there."""
         self.best, self._before = None, None
-        self.stalled = self._won = False
+        self.stalled = self.watched = self._won = False
         self._secants = None
 
     def note(self, loss: float, step: int, *, watched: bool = False) -> None:
@@ -132,15 +132,13 @@ class Refiner:
 
     @property
     def ahead(self) -> Tensor | None:
-        """The best point's weights, where training was last seen at a larger loss; else None.
+        """The best point's weights, where training was last seen at a larger loss, or not since it went there; else None.
 
         Also None where the best point is one of training's own: then nothing was found, and it is left alone.
         """
-        if self.best is None or self._before is None or not self.best.loss < self._before[0]:
+        if self.best is None or self._before is None or not self._won:
             return None
-        if not self._won:
-            return None
-        return self.best.weights
+        return self.best.weights if self.watched or self.best.loss < self._before[0] else None
 
     def is_behind(self, loss: float) -> bool:
         """Whether training, now at this loss, has lost what the last refinement won."""

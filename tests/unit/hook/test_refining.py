@@ -208,6 +208,14 @@ def test_ahead_of_training_are_only_better_points() -> None:
     assert refiner.go_on(evaluate) is None
 
 
+def test_until_training_is_seen_to_hold_it_the_best_point_is_handed_out() -> None:
+    refiner, best = refined_after(4.0, steps=10)
+    refiner.note(best.loss, 10, watched=True)
+    assert refiner.ahead is best.weights
+    refiner.note(best.loss, 20)  # looked back on, and held
+    assert refiner.ahead is None
+
+
 def test_where_nothing_was_found_training_is_left_alone() -> None:
     evaluate = Asked(rosenbrock)
     now = evaluate.at(doubles(-1.2, 1.0))
