@@ -71,7 +71,7 @@ class Attempts:
     def look_around(self, step: int) -> None:
         """At the first snapshot: find out what training is like. Nothing here."""
 
-    def compare(self) -> None:
+    def compare(self, step: int) -> None:
         """After every step: finish what `look_around` began. Nothing here."""
 
     def held(self, loss: float, step: int) -> None:

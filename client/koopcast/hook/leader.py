@@ -139,7 +139,7 @@ class Leader:
 
     def notice(self, step: int, schedule: JumpSchedule) -> None:
         """After every step: where the first snapshot of all is due, find out what training is like."""
-        self._attempts.compare()
+        self._attempts.compare(step)
         self._counters.gradient_agreement = self._attempts.regime.agreement
         if not schedule.is_snapshot_due(step):
             return

@@ -97,7 +97,8 @@ class RefinedAttempts(Attempts):
         )
         self._plan = plan
         self._refiner = Refiner(plan.limit, plan.pairs)
-        self._unchecked: Tensor | None = None
+        self._unchecked: tuple[Tensor, int] | None = None  # gradient of the probe, after which step
+        self._looked_back: Tensor | None = None
         self._looked = False
         self._replaced = recorder.replaced
         # Not `self._tensors`: without a cycle a model is freed as soon as its last user lets go of it.
@@ -124,21 +125,35 @@ class RefinedAttempts(Attempts):
         now = trial.now
         if now is not None:
             self._refiner.note(now.loss, step)
-            self._unchecked = now.gradient
+            self._unchecked = now.gradient, step
 
-    def compare(self) -> None:
+    def compare(self, step: int) -> None:
         """After the step that began where the probe was asked last: how far its gradient agrees with the probe's."""
-        expected, self._unchecked = self._unchecked, None
-        made = gradient_of_step(self._tensors()) if expected is not None else None
-        if expected is None or made is None:
+        if self._unchecked is None or step <= self._unchecked[1]:
+            return
+        (expected, _), self._unchecked = self._unchecked, None
+        made = gradient_of_step(self._tensors())
+        if made is None:
             return
         lengths = float(torch.linalg.vector_norm(expected)) * float(torch.linalg.vector_norm(made))
         if math.isfinite(lengths) and lengths > 0.0:
             self.regime.agreement = float(torch.dot(expected, made.to(expected))) / lengths
 
+    def loss_now(self) -> float:
+        """The probe's loss of the model as it is; where jumps are refined, whether training still has no noise, too."""
+        if not self.refining:
+            return super().loss_now()
+        trial = self._probed(HeldDisplacements(), Arena())
+        if trial.now is None:
+            return math.nan
+        self._looked_back = trial.now.gradient
+        return trial.now.loss
+
     def held(self, loss: float, step: int) -> None:
-        """Training could hold what the last jump won; its loss now."""
+        """Training could hold what the last jump won, and goes on from where the probe was just asked."""
         self._refiner.note(loss, step)
+        if self._looked_back is not None:
+            self._unchecked, self._looked_back = (self._looked_back, step), None
 
     def gather(self) -> None:
         """At every snapshot: what refining needs to know of the gradients of training."""
@@ -170,11 +185,11 @@ class RefinedAttempts(Attempts):
             made, departure = self._make(trial, choice, target, arena, undoable=undoable)
             if choice.moved and not made:
                 return replace(choice, accepted=False, refined_loss=None, reason="the jump was undone"), None
-            loss = choice.final_loss if choice.moved else choice.loss_before
+            loss = choice.final_loss if choice.moved or trial.now is None else trial.now.loss
             if loss is not None:
                 self._refiner.note(loss, step, watched=target is not None and departure is not None)
             if not choice.moved and trial.now is not None:
-                self._unchecked = trial.now.gradient
+                self._unchecked = trial.now.gradient, step
             return choice, departure
         finally:
             if departure is None:
@@ -191,6 +206,7 @@ class RefinedAttempts(Attempts):
             what came of it, and what to go back to; a choice that moves nothing where it is no use.
         """
         self._check_replaced()
+        self._looked_back = None
         if loss is not None:
             self._refiner.note(loss, step)
         best = self._refiner.best
@@ -224,15 +240,19 @@ class RefinedAttempts(Attempts):
             why = "the probe's loss or gradient of the current weights is not finite"
             return Choice(None, False, why, math.nan), None
         if self._refiner.is_behind(now.loss):
+            # Judged from there, also a stride later: what training comes back to again and again is no measure.
+            found = self._refiner.best.loss if self._refiner.best is not None else now.loss
             point = None if self._refiner.stalled else self._refiner.go_on(trial.at)
-            choice = Choice(None, False, "training is behind what refining found", now.loss)
+            choice = Choice(None, False, "training is behind what refining found", found)
         else:
             choice = choose_by_loss(predictions, now.loss, trial.evaluate, self.order)
             landed = trial.landed if choice.accepted else None
             scale = trial.reach or 1e-3 * float(torch.linalg.vector_norm(now.weights))
             point = self._refiner.refine(trial.at, now, landed, step=step, scale=scale)
-        reached = choice.loss_after if choice.accepted and choice.loss_after is not None else now.loss
-        if point is None or not point.loss < reached:
+        reached = (
+            choice.loss_after if choice.accepted and choice.loss_after is not None else choice.loss_before
+        )
+        if point is None or reached is None or not point.loss < reached:
             return choice, None
         words = self._words(reached, point.loss)
         reason = f"{choice.reason}, {words}" if choice.accepted else words

@@ -101,7 +101,7 @@ class Stats:
         predictability: share of the coming displacement that the operators foretold in the last answer, from the
             back-test, in 0..1: jumps pay where it is high. None: not known yet.
         gradient_agreement: cosine between the gradients of the probe and of a training step at the same weights: 1 where
-            training is deterministic, and jumps are refined; below 0.99 it is noisy. None: not known, or no probe that
+            training is deterministic, and jumps are refined; below 0.999 it is noisy. None: not known, or no probe that
             returns a tensor.
         connected: whether the service holds the job, as far as is known.
         last_decision: why the last attempt did or did not jump.
