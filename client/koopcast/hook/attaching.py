@@ -189,7 +189,7 @@ def attach(  # noqa: PLR0913  # one call is the whole interface; all but three a
         wire_dtype,
     )
     looped = LoopSettings(mode == "off", strict, optimizer_state, learning_rate)
-    regime = Regime()
+    regime = Regime(probed=probe is not None)
     schedule = JumpSchedule(
         timing.every,
         job_operator.snapshots_wanted,

@@ -11,7 +11,7 @@ DETERMINISTIC_AGREEMENT: Final = 0.999
 """From here on the probe's loss is taken for the training loss itself. Below, training is noisy: early gradients of a
 minibatch point almost where those of all data do (0.995 was seen), and later ones do not."""
 WORTHWHILE_PREDICTABILITY: Final = 0.5
-"""Below, less than half of what came was foretold: jumps do not pay. Where no probe tells, training is taken for noisy."""
+"""Below, less than half of what came was foretold: jumps do not pay. Where a probe gives no gradient, training is taken for noisy."""
 
 
 @dataclass(slots=True)
@@ -23,10 +23,13 @@ class Regime:
             not known, e.g. since there is no probe, or one that returns plain numbers.
         predictability: share of the coming displacement that the operator foretells, from the back-test; None: no
             answer yet.
+        probed: whether there is a probe. Without one nothing but the index tells, and a low one may also be that of a
+            rough path without noise, of which averages would only lag.
     """
 
     agreement: float | None = None
     predictability: float | None = None
+    probed: bool = True
 
     @property
     def deterministic(self) -> bool:
@@ -38,6 +41,6 @@ class Regime:
         """Whether training is noisy; None: not known yet."""
         if self.agreement is not None:
             return not self.deterministic
-        if self.predictability is not None:
+        if self.probed and self.predictability is not None:
             return self.predictability < WORTHWHILE_PREDICTABILITY
         return None

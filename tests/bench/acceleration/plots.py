@@ -50,7 +50,14 @@ _LOOKS: Final[Mapping[str, tuple[str, str]]] = {
     "ours-no-probe": (_BLUE, "o"),
 }
 """Colour (a family of methods) and marker (the one of them)."""
-_DASHES: Final = {"linear-mask": ":", "pdt": "--", "lawa": "--", "snoo": "--", "ours-no-probe": "--"}
+_DASHES: Final = {
+    "lbfgs": "--",
+    "linear-mask": ":",
+    "pdt": "--",
+    "lawa": "--",
+    "snoo": "--",
+    "ours-no-probe": "--",
+}
 _ALL: Final = "all {kind}"
 _DPI: Final = 130
 _FINE: Final = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 10)
