@@ -34,7 +34,7 @@ from koopcast.hook.policy import SearchOrder
 from koopcast.hook.ranks import WAIT_SECONDS, Ranks
 from koopcast.hook.rates import LearningRate, check_learning_rate
 from koopcast.hook.refined_attempts import plan_refining
-from koopcast.hook.regime import Regime
+from koopcast.hook.regime import Regime, tells_noise
 from koopcast.hook.scalars import Scalars, ScalarWriter
 from koopcast.hook.schedule import JumpSchedule
 from koopcast.hook.selection import Filter, Selection
@@ -189,7 +189,7 @@ def attach(  # noqa: PLR0913  # one call is the whole interface; all but three a
         wire_dtype,
     )
     looped = LoopSettings(mode == "off", strict, optimizer_state, learning_rate)
-    regime = Regime(probed=probe is not None)
+    regime = Regime(probed=probe is not None and tells_noise(stepping))
     schedule = JumpSchedule(
         timing.every,
         job_operator.snapshots_wanted,

@@ -18,7 +18,7 @@ from koopcast.hook.optimizer_state import halt
 from koopcast.hook.policy import Choice, SearchOrder, choose_by_loss
 from koopcast.hook.recorder import Recorder
 from koopcast.hook.refining import MOST_PAIRS, Point, Refiner
-from koopcast.hook.regime import Regime
+from koopcast.hook.regime import Regime, tells_noise
 from koopcast.hook.selection import Selection
 from koopcast.hook.watch import Departure
 from koopcast.prediction import Prediction
@@ -129,7 +129,7 @@ class RefinedAttempts(Attempts):
 
     def compare(self, step: int) -> None:
         """After the step that began where the probe was asked last: how far its gradient agrees with the probe's."""
-        if self._unchecked is None or step <= self._unchecked[1]:
+        if self._unchecked is None or step <= self._unchecked[1] or not tells_noise(self._optimizer):
             return
         (expected, _), self._unchecked = self._unchecked, None
         made = gradient_of_step(self._tensors())

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["DETERMINISTIC_AGREEMENT", "WORTHWHILE_PREDICTABILITY", "Regime"]
+import torch
+
+__all__ = ["DETERMINISTIC_AGREEMENT", "WORTHWHILE_PREDICTABILITY", "Regime", "tells_noise"]
 
 DETERMINISTIC_AGREEMENT: Final = 0.999
 """From here on the probe's loss is taken for the training loss itself. Below, training is noisy: early gradients of a
@@ -23,7 +25,7 @@ class Regime:
             not known, e.g. since there is no probe, or one that returns plain numbers.
         predictability: share of the coming displacement that the operator foretells, from the back-test; None: no
             answer yet.
-        probed: whether there is a probe. Without one nothing but the index tells, and a low one may also be that of a
+        probed: whether there is a probe, and steps that its gradient can be compared with. Without them nothing but the index tells, and a low one may also be that of a
             rough path without noise, of which averages would only lag.
     """
 
@@ -44,3 +46,8 @@ class Regime:
         if self.probed and self.predictability is not None:
             return self.predictability < WORTHWHILE_PREDICTABILITY
         return None
+
+
+def tells_noise(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the gradients it leaves are of the weights that its step began with: those of a line search are not."""
+    return not isinstance(optimizer, torch.optim.LBFGS)

@@ -158,7 +158,9 @@ def run(setting: Setting) -> dict[str, Any]:
         scales = Scales(ahead, setting.every, plain_peak)
         for number in range(setting.steps):
             if setting.weigh:
-                scales.weigh(functools.partial(trainer.step, number))
+                scales.weigh(
+                    functools.partial(trainer.step, 0)
+                )  # one batch: where there is noise nothing jumps
             else:
                 seconds.append(trainer.step(number))
         stepped, cpu = time.perf_counter() - started, time.process_time() - cpu_before
