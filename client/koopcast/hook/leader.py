@@ -325,7 +325,6 @@ class Leader:
         choice, departure = self._attempts.choose(
             moving, undoable=schedule.watching or self.shared, step=step
         )
-        self._counters.last_decision = choice.reason
         if choice.moved:
             schedule.jumped(step)
             self.recorder.break_off()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, Final, ParamSpec, TypeVar
 
 import koopcast
@@ -58,10 +58,7 @@ class _Hook(Beside):
         return self._told - before
 
     def evaluated(self) -> AbstractContextManager[None]:
-        evaluating: Callable[[], AbstractContextManager[None]] | None = getattr(
-            self._ahead, "evaluating", None
-        )
-        return nullcontext() if evaluating is None else evaluating()
+        return self._ahead.evaluating()
 
     def facts(self) -> dict[str, Any]:
         stats = self._ahead.stats()
