@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from acceleration.methods import METHODS
-from acceleration.optimizers import HEADLINE, OPTIMIZERS
+from acceleration.score import HEADLINE
 from acceleration.training import Cell
+from koopcast_server.demo.suite.optimizers import OPTIMIZERS
 from koopcast_server.demo.tasks import TASKS
 
 __all__ = [

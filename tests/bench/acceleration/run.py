@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from acceleration.cells import RESULTS, SEEDS, Choice, Results, key_of, plan_cells, read_tuned, untuned
 from acceleration.methods import METHODS
-from acceleration.optimizers import HEADLINE, OPTIMIZERS
 from acceleration.plots import draw_all
-from acceleration.score import Plan, scores_of
+from acceleration.score import HEADLINE, Plan, scores_of
 from acceleration.sources import code_of
 from acceleration.tables import PAGE, readme_headline, write_page
 from acceleration.workers import Failed, run_cells
+from koopcast_server.demo.suite.optimizers import OPTIMIZERS
 from koopcast_server.demo.tasks import TASKS
 from recording import machine, write_into
 

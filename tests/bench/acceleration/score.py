@@ -14,10 +14,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from acceleration.optimizers import HEADLINE, OPTIMIZERS
+from koopcast_server.demo.suite.marks import EVALUATIONS
+from koopcast_server.demo.suite.optimizers import OPTIMIZERS
 
 __all__ = [
     "HARM",
+    "HEADLINE",
     "KINDS",
     "METHODS",
     "OURS",
@@ -42,6 +44,8 @@ Array = NDArray[np.float64]
 Key = tuple[str, str, int]
 """Task, optimizer, seed."""
 
+HEADLINE: Final = ("sgd-momentum", "adamw", "adadelta")
+"""Optimizers of the headline table; the others are run at one seed."""
 KINDS: Final = ("deterministic", "stochastic")
 PLAIN: Final = "plain"
 OURS: Final = ("ours", "ours-no-probe")
@@ -72,7 +76,7 @@ _LEAST_LOSS: Final = 1e-30
 """Losses below count as this one, so that there is a logarithm."""
 _LEAST_STEPS: Final = 1.0
 _LEAST_SECONDS: Final = 1e-6
-_INTERPOLATED: Final = 1.5
+_INTERPOLATED: Final = 2.0
 """Evaluations that lie further apart than so many of their usual distances have no line between them."""
 _SAME: Final = 1 + 1e-9
 """A loss this close to the target has reached it: targets went through a logarithm."""
@@ -234,11 +238,12 @@ def best_so_far(record: Record) -> Array:
 def loss_at(record: Record, counted: float) -> float:
     """The best loss within so many counted steps, between evaluations by a straight line in log(loss).
 
-    Interpolated also at the end: the last evaluation may lie some probes beyond the budget.
+    But that of the earlier one where they lie far apart. Interpolated also at the end: the last evaluation may lie some
+    probes beyond the budget.
     """
     best, at = best_so_far(record), np.asarray(record["counted"], dtype=np.float64)
     later = int(np.searchsorted(at, counted, side="right"))
-    if later == len(at) or later == 0 or not math.isfinite(best[later - 1]):
+    if later in (0, len(at)) or not math.isfinite(best[later - 1]) or _are_far_apart(record, later):
         return float(best[max(later - 1, 0)])
     share = (counted - at[later - 1]) / (at[later] - at[later - 1])
     return float(best[later - 1] ** (1 - share) * best[later] ** share)
@@ -263,17 +268,18 @@ def first_crossing(record: Record, target: float, unit: str) -> float | None:
     if not len(there):
         return None
     after = int(there[0])
-    if after == 0 or not math.isfinite(best[after - 1]) or _are_far_apart(record["counted"], after):
+    if after == 0 or not math.isfinite(best[after - 1]) or _are_far_apart(record, after):
         return float(at[after])
     fall = math.log(best[after - 1]) - math.log(best[after])
     share = min(1.0, (math.log(best[after - 1]) - math.log(target)) / fall)
     return float(at[after - 1] + (at[after] - at[after - 1]) * share)
 
 
-def _are_far_apart(counted: Sequence[int], after: int) -> bool:
+def _are_far_apart(record: Record, later: int) -> bool:
     """Whether the evaluation before this one lies further back than they usually do."""
-    usual = float(np.quantile(np.diff(counted), 0.1))
-    return counted[after] - counted[after - 1] > _INTERPOLATED * usual + 1.0
+    counted = record["counted"]
+    usual = max(float(np.quantile(np.diff(counted), 0.1)), record["budget_steps"] / EVALUATIONS)
+    return bool(counted[later] - counted[later - 1] > _INTERPOLATED * usual + 1.0)
 
 
 def fact(facts: Mapping[str, Any], name: str) -> Any:

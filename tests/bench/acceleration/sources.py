@@ -19,7 +19,11 @@ __all__ = ["OUR_SOURCES", "code_of", "digest_of", "sources_of"]
 
 REPOSITORY: Final = Path(__file__).resolve().parents[3]
 _ROOTS: Final = (REPOSITORY / "client", REPOSITORY / "server", REPOSITORY / "tests/bench")
-_EVERY_RUN: Final = ("acceleration.training", "acceleration.optimizers")
+_EVERY_RUN: Final = (
+    "acceleration.training",
+    "koopcast_server.demo.suite.marks",
+    "koopcast_server.demo.suite.optimizers",
+)
 _TASK_MODULES: Final = ("koopcast_server.demo.tasks", "koopcast_server.demo.data")
 _METHOD_MODULES: Final = (
     "acceleration.methods",

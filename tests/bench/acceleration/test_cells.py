@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -87,7 +88,8 @@ def test_what_a_method_spends_is_of_the_budget(monkeypatch: pytest.MonkeyPatch) 
         record["optimizer_steps"] == 420
     )  # 650 counted steps and 5 % more, of which 2.5 in 6.5 are spent otherwise
     assert record["counted_steps"] == 682.5
-    assert len(record["counted"]) == 65 + 3
+    assert 420 * 64 // 650 < len(record["counted"]) <= 65 + 3
+    assert max(np.diff(record["counted"])) < 1.5 * 650 / 64 + 2.5 + 1.0
     assert record["facts"] == {"rate": None, "share": 0.333333, "pair": [1, 2]}
     assert spender.closed
 
@@ -169,7 +171,8 @@ def test_each_cell_depends_on_its_own_sources() -> None:
     plain = names("hamiltonian-oscillator", "plain")
     assert {
         "acceleration/training.py",
-        "acceleration/optimizers.py",
+        "suite/marks.py",
+        "suite/optimizers.py",
         "tasks/hamiltonian.py",
         "methods/plain.py",
     } <= plain

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from acceleration.methods import METHODS, Running, Start
 from acceleration.methods.weights import Tensors
-from acceleration.optimizers import make_optimizer, make_scheduler
+from koopcast_server.demo.suite.optimizers import make_optimizer, make_scheduler
 from koopcast_server.demo.tasks.task import Problem
 
 BUDGET = 400

@@ -8,7 +8,13 @@ import pytest
 from torch import nn
 
 from acceleration import tune
-from acceleration.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer, make_scheduler, rate_factor
+from koopcast_server.demo.suite.optimizers import (
+    OPTIMIZERS,
+    SCHEDULES,
+    make_optimizer,
+    make_scheduler,
+    rate_factor,
+)
 from koopcast_server.demo.tasks import TASKS
 
 

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 
 from acceleration.methods import METHODS, Running, Start
-from acceleration.optimizers import make_optimizer, make_scheduler
+from koopcast_server.demo.suite.marks import Marks
+from koopcast_server.demo.suite.optimizers import make_optimizer, make_scheduler
 from koopcast_server.demo.tasks import TASKS, Task
 from koopcast_server.demo.tasks.task import Problem
 
-__all__ = ["EVALUATIONS", "OVERRUN", "Cell", "Curve", "train_cell"]
+__all__ = ["OVERRUN", "Cell", "Curve", "train_cell"]
 
-EVALUATIONS: Final = 64
-"""Evaluations over the budget, besides the one before the first step."""
 OVERRUN: Final = 1.05
 """Times the budget after which a run ends that spent some of it on other things than steps of the optimizer: with a
 schedule that falls to zero, the last steps are the best, and a few evaluations must not be the reason to miss them."""
@@ -33,7 +32,7 @@ class Cell:
 
     Attributes:
         task: a key of `koopcast_server.demo.tasks.TASKS`.
-        optimizer: a key of `acceleration.optimizers.OPTIMIZERS`.
+        optimizer: a key of `koopcast_server.demo.suite.optimizers.OPTIMIZERS`.
         method: a key of `acceleration.methods.METHODS`.
         seed: of the first weights and the order of the batches.
         timed: run alone, for its seconds.
@@ -112,8 +111,9 @@ def _trained(start: Start, running: Running) -> Curve:
     curve, problem = Curve(), start.problem
     gc.collect()
     clock = _Clock()
-    _evaluate(curve, problem, running, clock)
-    marks = 1
+    marks = Marks(start.budget_steps)
+    if marks.due(0, 0.0):
+        _evaluate(curve, problem, running, clock)
     longest = OVERRUN * start.budget_steps
     while curve.optimizer_steps < start.budget_steps and curve.counted_steps < longest and not curve.diverged:
         start.optimizer.zero_grad()
@@ -126,9 +126,8 @@ def _trained(start: Start, running: Running) -> Curve:
         start.scheduler.step()
         curve.optimizer_steps += 1
         curve.counted_steps += 1.0 + running.after_step()
-        if curve.counted_steps >= marks * start.budget_steps / EVALUATIONS:
+        if marks.due(curve.optimizer_steps, curve.counted_steps):
             _evaluate(curve, problem, running, clock)
-            marks = math.floor(curve.counted_steps * EVALUATIONS / start.budget_steps) + 1
     curve.counted_steps = round(curve.counted_steps, 4)
     curve.seconds_total = round(clock.seconds, 4)
     return curve

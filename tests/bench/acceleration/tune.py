@@ -25,8 +25,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where this package lies: it is not installed
 
-from acceleration.optimizers import HEADLINE, OPTIMIZERS, SCHEDULES, make_optimizer, make_scheduler
+from acceleration.score import HEADLINE
 from koopcast_server import demo
+from koopcast_server.demo.suite.optimizers import (
+    OPTIMIZERS,
+    SCHEDULES,
+    make_optimizer,
+    make_scheduler,
+)
 from koopcast_server.demo.tasks import TASKS, DataMissing, Task
 
 __all__ = ["SEED", "TUNED", "plain_loss", "rate", "search"]

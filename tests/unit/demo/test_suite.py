@@ -8,21 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 
 import koopcast
-from acceleration import optimizers as suite_optimizers
 from acceleration import score as suite_score
 from acceleration import training as suite_training
 from koopcast_server.demo import DemoError, run_task, task_table
-from koopcast_server.demo.suite import optimizers, targets, training
+from koopcast_server.demo.suite import targets, training, tuned
 from koopcast_server.demo.suite.listing import DATA, DIGITS
+from koopcast_server.demo.suite.marks import EVALUATIONS, Marks
+from koopcast_server.demo.suite.optimizers import OPTIMIZERS
 from koopcast_server.demo.suite.report import compare_runs, write_task_json, write_task_plot
 from koopcast_server.demo.suite.training import TaskRun, train_task
 from koopcast_server.demo.tasks import TASKS, Problem, Task
 
-TUNED = optimizers.Tuned("adamw", 0.01, "linear")
+TUNED = tuned.Tuned("adamw", 0.01, "linear")
 
 
 def short(budget_steps: int = 240) -> Task:
@@ -33,35 +33,39 @@ def curve(counted: list[float], loss: list[float], budget_steps: int = 100) -> T
     return TaskRun(budget_steps, counted, [0.5 * steps for steps in counted], loss, seconds_total=50.0)
 
 
-@pytest.mark.parametrize("name", tuple(suite_optimizers.OPTIMIZERS))
-@pytest.mark.parametrize("schedule", suite_optimizers.SCHEDULES)
-def test_optimizers_and_schedules_are_the_suites(name: str, schedule: str) -> None:
-    ways = []
-    for make in (0, 1):
-        weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-        tuned = optimizers.Tuned(name, 0.05, schedule)
-        if make:
-            optimizer = suite_optimizers.make_optimizer(name, [weight], 0.05)
-            scheduler = suite_optimizers.make_scheduler(optimizer, schedule, 8)
-        else:
-            optimizer = optimizers.make_optimizer(tuned, [weight])
-            scheduler = optimizers.make_scheduler(tuned, optimizer, 8)
-        for _ in range(10):
-            optimizer.zero_grad()
-            torch.autograd.backward(weight.pow(4).sum())
-            optimizer.step()
-            scheduler.step()
-        ways.append(weight.detach())
-    assert torch.equal(*ways)
+def due(budget_steps: int, spent: dict[int, float]) -> list[tuple[int, float]]:
+    """Where a run is evaluated that spends so many steps beside those of the optimizer."""
+    marks, counted, found = Marks(budget_steps), 0.0, []
+    for step in range(budget_steps + 1):
+        counted += spent.get(step, 0.0) + (step > 0)
+        if marks.due(step, counted):
+            found.append((step, counted))
+    return found
+
+
+@pytest.mark.parametrize("budget_steps", [64, 100, 500, 2000])
+def test_a_probe_does_not_move_the_steps_that_are_evaluated(budget_steps: int) -> None:
+    plain = due(budget_steps, {})
+    assert len(plain) == EVALUATIONS + 1
+    assert plain[0] == (0, 0.0)
+    assert plain[-1] == (budget_steps, budget_steps)
+    assert [step for step, _ in due(budget_steps, {budget_steps // 3: 0.25})] == [step for step, _ in plain]
+
+
+def test_what_is_spent_beside_the_optimizer_is_evaluated_too() -> None:
+    found = due(640, {105: 80.0, 205: 3.0, 206: 3.0, 207: 3.0})
+    assert (105, 185.0) in found
+    assert (207, 296.0) in found
+    assert (206, 292.0) not in found
+    assert {step for step, _ in found} >= set(range(0, 641, 10))
 
 
 def test_every_optimizer_is_tuned_on_every_task() -> None:
-    assert list(optimizers.OPTIMIZERS) == list(suite_optimizers.OPTIMIZERS)
     for task in TASKS:
-        for name in optimizers.OPTIMIZERS:
-            assert optimizers.load_tuned(task, name).learning_rate > 0
+        for name in OPTIMIZERS:
+            assert tuned.load_tuned(task, name).learning_rate > 0
     with pytest.raises(DemoError, match=r"sgd-momentum, adamw.*not 'lion'"):
-        optimizers.load_tuned("henon-heiles", "lion")
+        tuned.load_tuned("henon-heiles", "lion")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +74,7 @@ def test_every_optimizer_is_tuned_on_every_task() -> None:
 @pytest.mark.parametrize("counted", [[0.0, 20.0, 40.0, 60.0, 100.0], [0.0, 20.0, 41.0, 80.0, 99.0]])
 def test_targets_are_crossed_where_the_suite_says(loss: list[float], counted: list[float]) -> None:
     run = curve(counted, loss)
-    record = {"counted": counted, "seconds": run.seconds, "loss": loss}
+    record = {"counted": counted, "seconds": run.seconds, "loss": loss, "budget_steps": run.budget_steps}
     for target in (8.0, 5.0, 1.7, 0.95, 0.1):
         for unit, at in (("counted", run.counted), ("seconds", run.seconds)):
             ours = targets.first_crossing(run, target, at)
@@ -104,7 +108,6 @@ def test_a_plain_run_is_the_suites(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.counted == theirs["counted"]
     assert [float(f"{loss:.4g}") for loss in run.loss] == theirs["loss"]
     assert run.counted_steps == task.budget_steps
-    assert training._EVALUATIONS == suite_training.EVALUATIONS
     assert training._OVERRUN == suite_training.OVERRUN
 
 

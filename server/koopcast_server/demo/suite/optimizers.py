@@ -1,24 +1,18 @@
-"""The plain optimizers of the suite, and the learning rates and schedules that they were tuned to.
-
-`tests/bench/acceleration/optimizers.py` has them for the suite's own runs; a test holds that both are the same.
-"""
+"""The plain optimizers and the learning-rate schedules of the suite."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from koopcast_server.demo.data import DemoError
+__all__ = ["OPTIMIZERS", "SCHEDULES", "make_optimizer", "make_scheduler", "rate_factor"]
 
-__all__ = ["OPTIMIZERS", "Tuned", "UnknownOptimizer", "load_tuned", "make_optimizer", "make_scheduler"]
+SCHEDULES: Final = ("constant", "linear", "cosine")
 
 
 class _Make(Protocol):
@@ -37,55 +31,36 @@ OPTIMIZERS: Final[Mapping[str, _Make]] = {
     "adagrad": torch.optim.Adagrad,
     "adam": torch.optim.Adam,
 }
-"""All but the momentum is PyTorch's default."""
-
-_TUNED: Final = Path(__file__).resolve().parents[1] / "tuned.json"
+"""All but the momentum, 0.9, is PyTorch's default."""
 
 
-class UnknownOptimizer(DemoError):
-    """No tuned rate is known for this optimizer; the message names those that have one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """The best plain training that was found for a task and an optimizer.
-
-    Attributes:
-        optimizer: its name.
-        learning_rate: at the start.
-        schedule: "constant", or how it falls to zero over the budget: "linear", "cosine".
-    """
-
-    optimizer: str
-    learning_rate: float
-    schedule: str
-
-
-def load_tuned(task: str, optimizer: str) -> Tuned:
-    """The tuned rate and schedule, from `tuned.json`.
+def make_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], learning_rate: float
+) -> torch.optim.Optimizer:
+    """The optimizer of this name.
 
     Raises:
-        UnknownOptimizer: this optimizer was not tuned on this task.
+        KeyError: there is none.
     """
-    entries = json.loads(_TUNED.read_text(encoding="utf-8")).get(task, {})
-    known = [name for name in OPTIMIZERS if name in entries]
-    if optimizer not in known:
-        raise UnknownOptimizer(f"the optimizer must be one of {', '.join(known)}, not {optimizer!r}")
-    entry = entries[optimizer]
-    return Tuned(optimizer, float(entry["learning_rate"]), str(entry["schedule"]))
+    return OPTIMIZERS[name](parameters, lr=learning_rate)
 
 
-def make_optimizer(tuned: Tuned, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer at its tuned rate."""
-    return OPTIMIZERS[tuned.optimizer](parameters, lr=tuned.learning_rate)
+def rate_factor(schedule: str, step: int, budget_steps: int) -> float:
+    """What the learning rate is multiplied with at optimizer step 0, 1, …; 0 from the end of the budget on, if it falls.
+
+    Raises:
+        ValueError: no such schedule.
+    """
+    done = min(step / budget_steps, 1.0)
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return 1.0 - done
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+    raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}")
 
 
-def make_scheduler(tuned: Tuned, optimizer: torch.optim.Optimizer, budget_steps: int) -> LambdaLR:
-    """The tuned schedule, to be stepped once after every optimizer step."""
-
-    def factor(step: int) -> float:
-        done = min(step / budget_steps, 1.0)
-        falling = {"linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
-        return 1.0 if tuned.schedule == "constant" else falling[tuned.schedule]
-
-    return LambdaLR(optimizer, factor)
+def make_scheduler(optimizer: torch.optim.Optimizer, schedule: str, budget_steps: int) -> LambdaLR:
+    """The schedule as PyTorch's scheduler, to be stepped after every optimizer step."""
+    return LambdaLR(optimizer, lambda step: rate_factor(schedule, step, budget_steps))

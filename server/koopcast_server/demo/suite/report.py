@@ -20,9 +20,9 @@ from koopcast_server.demo.report import (
     print_service_view,
     refined_jumps,
 )
-from koopcast_server.demo.suite.optimizers import Tuned
 from koopcast_server.demo.suite.targets import Target, best_within, far_apart, targets_of
 from koopcast_server.demo.suite.training import TaskRun
+from koopcast_server.demo.suite.tuned import Tuned
 from koopcast_server.demo.tasks import Problem, Task
 
 __all__ = ["TaskComparison", "compare_runs", "print_task_report", "write_task_json", "write_task_plot"]

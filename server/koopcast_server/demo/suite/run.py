@@ -11,7 +11,6 @@ from koopcast_server.demo.data import DemoError
 from koopcast_server.demo.progress import progress_bars
 from koopcast_server.demo.service import demo_service
 from koopcast_server.demo.suite.listing import DIGITS
-from koopcast_server.demo.suite.optimizers import Tuned, load_tuned
 from koopcast_server.demo.suite.report import (
     compare_runs,
     print_task_report,
@@ -19,6 +18,7 @@ from koopcast_server.demo.suite.report import (
     write_task_plot,
 )
 from koopcast_server.demo.suite.training import TaskRun, train_task
+from koopcast_server.demo.suite.tuned import Tuned, load_tuned
 from koopcast_server.demo.tasks import TASKS, Task
 
 __all__ = ["UnknownTask", "run_task"]

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from koopcast_server.demo.suite.marks import EVALUATIONS
 from koopcast_server.demo.suite.training import TaskRun
 
 __all__ = ["SHARES_PERCENT", "Target", "best_within", "far_apart", "first_crossing", "targets_of"]
@@ -16,7 +17,7 @@ __all__ = ["SHARES_PERCENT", "Target", "best_within", "far_apart", "first_crossi
 SHARES_PERCENT: Final = (50, 75, 100)
 """Targets: plain training's best loss within so much of its budget."""
 _LEAST_LOSS: Final = 1e-30
-_INTERPOLATED: Final = 1.5
+_INTERPOLATED: Final = 2.0
 """Evaluations that lie further apart than so many of their usual distances have no line between them."""
 _SAME: Final = 1 + 1e-9
 """A loss this close to the target has reached it: targets go through a logarithm."""
@@ -121,7 +122,7 @@ def _ratio(baseline: float, accelerated: float | None, whole: float) -> float:
 
 def far_apart(run: TaskRun, later: int) -> bool:
     """Whether the evaluation before this one lies further back than they usually do."""
-    usual = float(np.quantile(np.diff(run.counted), 0.1))
+    usual = max(float(np.quantile(np.diff(run.counted), 0.1)), run.budget_steps / EVALUATIONS)
     return run.counted[later] - run.counted[later - 1] > _INTERPOLATED * usual + 1.0
 
 

@@ -21,7 +21,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import koopcast
 from koopcast.hook import Stats
-from koopcast_server.demo.suite.optimizers import Tuned, make_optimizer, make_scheduler
+from koopcast_server.demo.suite.marks import Marks
+from koopcast_server.demo.suite.optimizers import make_optimizer, make_scheduler
+from koopcast_server.demo.suite.tuned import Tuned
 from koopcast_server.demo.tasks import Problem, Task
 
 __all__ = ["Progress", "TaskRun", "train_task"]
@@ -31,8 +33,6 @@ R = TypeVar("R")
 Progress = Callable[[float, float], None]
 """Told the counted steps so far and the loss, at each evaluation."""
 
-_EVALUATIONS: Final = 64
-"""Over the budget, besides the one before the first step."""
 _OVERRUN: Final = 1.05
 """Times the budget after which a run ends that spent some of it on other things than steps of the optimizer: where the
 rate falls to zero, the last steps are the best, and a few evaluations must not be the reason to miss them."""
@@ -165,13 +165,12 @@ def _loop(
     """Trains and evaluates."""
     evaluating = 0.0
     started = time.perf_counter()
-    marks = 0
+    marks = Marks(run.budget_steps)
     while True:
         run.seconds_total = time.perf_counter() - started - evaluating
-        if run.counted_steps * _EVALUATIONS >= marks * run.budget_steps:
+        if marks.due(len(run.counted_after), run.counted_steps):
             _evaluate(run, problem, hook, progress)
             evaluating = time.perf_counter() - started - run.seconds_total
-            marks = math.floor(run.counted_steps * _EVALUATIONS / run.budget_steps) + 1
         if run.ended:
             return
         optimizer.zero_grad()
@@ -201,8 +200,8 @@ def _evaluate(run: TaskRun, problem: Problem, hook: _Hook | None, progress: Prog
 
 def _optimizer(problem: Problem, tuned: Tuned, budget_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
     trained = [parameter for parameter in problem.model.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(tuned, trained)
-    return optimizer, make_scheduler(tuned, optimizer, budget_steps)
+    optimizer = make_optimizer(tuned.optimizer, trained, tuned.learning_rate)
+    return optimizer, make_scheduler(optimizer, tuned.schedule, budget_steps)
 
 
 def _warm_up(task: Task, tuned: Tuned, seed: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Final
 
@@ -57,25 +58,36 @@ def _classification(model: nn.Module, training: Images, validation: Images, seed
     images, labels = training
     batches = Batches(len(images), _BATCH, seed)
     probe_images, probe_labels = images[-_PROBE_BATCHES * _BATCH :], labels[-_PROBE_BATCHES * _BATCH :]
-    statistics = [buffer for name, buffer in model.named_buffers() if "running" in name or "tracked" in name]
 
     def batch_loss(step: int) -> Tensor:
         chosen = batches.indices(step)
         return nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
 
     def probe() -> Tensor:
-        # As in training, so with the batch's own statistics; the running ones are no matter of the probe.
-        kept = [buffer.clone() for buffer in statistics]
-        loss = nn.functional.cross_entropy(model(probe_images), probe_labels)
-        for buffer, value in zip(statistics, kept, strict=True):
-            buffer.copy_(value)
-        return loss
+        with _untracked(model):
+            return nn.functional.cross_entropy(model(probe_images), probe_labels)
 
     def target_loss() -> float:
         with watched(model):
             return float(nn.functional.cross_entropy(model(validation[0]), validation[1]))
 
     return Problem(model, batch_loss, target_loss, probe, probe_cost_steps=_PROBE_BATCHES)
+
+
+@contextmanager
+def _untracked(model: nn.Module) -> Iterator[None]:
+    """As in training, so with the batch's own statistics; BatchNorm's running ones are no matter of a probe.
+
+    They are left out rather than put back: writing to them would make what autograd saved of them worthless.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for module in norms:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in norms:
+            module.track_running_stats = True
 
 
 def _mlp(seed: int) -> Problem:
