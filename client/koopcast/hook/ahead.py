@@ -64,9 +64,9 @@ class Ahead(Stepping):
 
         What training goes on with is another thing: save that (`state_dict`) outside.
 
-        The average is an exponential one over the last 66 steps, of the parameters that take part and of floating-point
+        The average is an exponential one over the last 33 steps, of the parameters that take part and of floating-point
         buffers such as BatchNorm's. It is used where the gradients are known to be noisy (known after the first attempts), from
-        20 steps after the last jump on, unless the learning rate has come down to less than a tenth of the largest: then the
+        20 steps after the last jump on, unless the learning rate has come down to less than a quarter of the largest: then the
         noise has, too. Where it is not used, and after `close`, the model has its own weights.
 
         It costs, only in noisy training, a copy of the weights (half precision: in float32) where they live, one pass

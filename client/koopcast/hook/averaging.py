@@ -23,13 +23,13 @@ __all__ = ["EvaluationAverage", "decay_at"]
 
 _LOG = logging.getLogger("koopcast")
 
-DECAY_PER_STEP: Final = 0.985
-"""Weight of the past in the average, for each optimizer step: it reaches back 1 / (1 - 0.985) = 66 steps, the mean age."""
+DECAY_PER_STEP: Final = 0.97
+"""Weight of the past in the average, for each optimizer step: it reaches back 1 / (1 - 0.97) = 33 steps, the mean age."""
 UPDATE_STEPS: Final = 4
 """Steps between two updates. Weights that are so close in time say nearly the same, and each costs a pass over all."""
 FEWEST_STEPS: Final = 20
 """Steps an average must have seen before it is used."""
-LOWEST_RATE: Final = 0.1
+LOWEST_RATE: Final = 0.25
 """Share of the largest learning rate so far below which the average is not used: noise falls with the rate, and what is
 left of the average is its lag."""
 _DTYPES: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -16,6 +16,7 @@ from koopcast.hook.budget import WaitBudget
 from koopcast.hook.held_job import Outcome
 from koopcast.hook.link import Link
 from koopcast.hook.optimizer_state import gradient_ratio
+from koopcast.hook.passing import InPassing
 from koopcast.hook.policy import Choice
 from koopcast.hook.question import Question
 from koopcast.hook.rates import ComingRates, RateError
@@ -95,6 +96,7 @@ class Leader:
         self._budget = budget
         self._counters = counters
         self._question: Question | None = None
+        self._in_passing = InPassing(link)
         self._breaks = 0
         self._watched: _Watched | None = None
         self._undoing: Departure | None = None
@@ -114,6 +116,9 @@ class Leader:
         self._breaks = self.recorder.breaks
         if not pushed:
             return
+        if self._attempts.hopeless and self._attempts.regime.noisy:
+            self._question = self._in_passing.ask(schedule, self._settings.horizons, self._settings.operators)
+            return
         intervals, from_clock = self._on_the_clock(schedule, clock, rate)
         question = Question(
             schedule.asked_at,
@@ -132,6 +137,8 @@ class Leader:
         question, self._question = self._question, None
         step = schedule.decided_at
         try:
+            if question is not None and question is self._in_passing.question:
+                return self._no_proposal(schedule, "quiet: training is noisy", held=None)
             return self._decide(question, schedule)
         finally:
             self._budget.renew()
@@ -140,6 +147,7 @@ class Leader:
     def notice(self, step: int, schedule: JumpSchedule) -> None:
         """After every step: where the first snapshot of all is due, find out what training is like."""
         self._attempts.compare(step)
+        self._read_in_passing(step, schedule)
         self._counters.gradient_agreement = self._attempts.regime.agreement
         if not schedule.is_snapshot_due(step):
             return
@@ -280,6 +288,26 @@ class Leader:
             self._budget.spend_since(started)
         return (coming.intervals, clock + coming.lag) if coming is not None else ((), None)
 
+    def _read_in_passing(self, step: int, schedule: JumpSchedule) -> None:
+        """Look at an answer that nobody waited for, once it is there.
+
+        Where it promises much, or there was too little in the window for one, a pause is over.
+        """
+        question = self._in_passing.take()
+        if question is None:
+            return
+        self._foretold(question.predictions)
+        lacking = question.held is not None
+        if self._attempts.hopeless and not lacking:
+            self._counters.last_decision = self._hopeless_words() if question.predictions else question.reason
+        elif schedule.is_pausing(step) and not self.shared:
+            schedule.resume(step)
+
+    def _hopeless_words(self) -> str:
+        index = self._attempts.regime.predictability
+        told = f"{index:.2f} of it" if index is not None else "nothing"
+        return f"quiet: the operator foretells {told}, too little for a jump to pay"
+
     def _decide(self, question: Question | None, schedule: JumpSchedule) -> bool:
         if question is None:
             connected = (
@@ -295,10 +323,7 @@ class Leader:
             return self._no_proposal(schedule, question.reason, held=question.held)
         self._foretold(question.predictions)
         if self._attempts.hopeless:
-            index = self._attempts.regime.predictability
-            told = f"{index:.2f} of it" if index is not None else "nothing"
-            reason = f"quiet: the operator foretells {told}, too little for a jump to pay"
-            return self._no_proposal(schedule, reason, held=None)
+            return self._no_proposal(schedule, self._hopeless_words(), held=None)
         moving = [prediction for prediction in question.predictions if prediction.moved]
         if not moving and not self._attempts.refining:
             return self._no_proposal(schedule, "the service declined: no operator beats staying", held=None)

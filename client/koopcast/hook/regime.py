@@ -25,8 +25,8 @@ class Regime:
             not known, e.g. since there is no probe, or one that returns plain numbers.
         predictability: share of the coming displacement that the operator foretells, from the back-test; None: no
             answer yet.
-        probed: whether there is a probe, and steps that its gradient can be compared with. Without them nothing but the index tells, and a low one may also be that of a
-            rough path without noise, of which averages would only lag.
+        probed: whether there is a probe, and steps that its gradient can be compared with. Without them nothing but the
+            index tells, and a low one may also be that of a rough path without noise, of which averages would only lag.
     """
 
     agreement: float | None = None

@@ -94,6 +94,11 @@ class JumpSchedule:
         windows = min(2 ** (self.refusals - 2), LONGEST_PAUSE_WINDOWS)
         self._begin(self.decided_at + windows * self.window * self.every)
 
+    def resume(self, step: int) -> None:
+        """There is hope again: a pause ends with this step."""
+        self.refusals = 0
+        self._begin(step)
+
     def lacked(self, held: int) -> None:
         """The window held only so many snapshots: try again when it can be full."""
         self._again_after(max(1, self.window - held))

@@ -53,7 +53,7 @@ class Half(nn.Module):
         self.long = nn.Parameter(torch.ones(3, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("count", [FEWEST_STEPS, 63, 65, 299])
+@pytest.mark.parametrize("count", [FEWEST_STEPS, 63, 65, 303])
 def test_the_average_is_that_of_the_formula(count: int) -> None:
     torch.manual_seed(count)
     model = nn.Linear(2, 1, bias=False)
@@ -64,15 +64,15 @@ def test_the_average_is_that_of_the_formula(count: int) -> None:
         if step == 1:
             expected = weights(model).double()
         elif step % 4 == 0:
-            decay = min(0.985, (1 + step) / (10 + step)) ** 4
+            decay = min(0.97, (1 + step) / (10 + step)) ** 4
             expected = decay * expected + (1 - decay) * weights(model)
     with shown(average) as used:
         assert used
         torch.testing.assert_close(weights(model), expected.float(), rtol=1e-5, atol=1e-6)
 
 
-def test_late_the_past_weighs_as_much_as_66_steps() -> None:
-    assert [decay_at(steps) for steps in (0, 8, 10_000)] == [0.1, 0.5, 0.985]
+def test_late_the_past_weighs_as_much_as_33_steps() -> None:
+    assert [decay_at(steps) for steps in (0, 8, 10_000)] == [0.1, 0.5, 0.97]
 
 
 def test_noise_goes_out_of_the_average() -> None:
@@ -84,7 +84,7 @@ def test_noise_goes_out_of_the_average() -> None:
             model.weight.normal_()
         average.step(0.1)
     with shown(average):
-        assert weights(model).std() < 0.25
+        assert weights(model).std() < 0.3
 
 
 def test_all_bits_come_back_also_those_that_evaluation_changed() -> None:
@@ -160,9 +160,9 @@ def test_it_is_not_used_where_it_does_not_help() -> None:
     assert not average.helps
     walk(model, average, 1)
     assert average.helps
-    walk(model, average, 1, rate=0.011)
+    walk(model, average, 1, rate=0.026)
     assert average.helps
-    walk(model, average, 1, rate=0.009)
+    walk(model, average, 1, rate=0.024)
     assert not average.helps
     walk(model, average, 1, rate=None)
     assert average.helps

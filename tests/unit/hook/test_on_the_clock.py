@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -56,7 +57,7 @@ def questions(
     rates = ComingRates(rate_at) if rate_at is not None else None
     settings = QuestionSettings((10.0, 25.0), (koopcast.Operator(window=4),), rates)
     leader = Leader(
-        cast(Attempts, None),  # asking needs none
+        cast(Attempts, SimpleNamespace(hopeless=False)),  # all that asking needs to know of them
         recorder(1, mailbox),
         cast(Link, mailbox),
         settings,
