@@ -66,6 +66,7 @@ class EvaluationAverage:
         self._largest_rate = 0.0
         self._tensors: dict[str, Tensor] = {}
         self._averages: dict[str, Tensor] = {}
+        self._groups: list[tuple[list[Tensor], list[Tensor]]] = []
 
     def step(self, rate: float | None) -> None:
         """After every optimizer step; `rate`: its learning rate, None where it is not known."""
@@ -86,6 +87,7 @@ class EvaluationAverage:
         self.steps = 0
         self._tensors = {}
         self._averages = {}
+        self._groups = []
 
     def end(self) -> None:
         """No average from now on: the steps to come are not counted in."""
@@ -158,14 +160,24 @@ class EvaluationAverage:
 
     def _update(self, share: float) -> None:
         """Move the averages by this share of the way to the weights."""
-        groups: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
-        for name, average in self._averages.items():
-            pair = groups.setdefault((average.dtype, average.device), ([], []))
-            pair[0].append(average)
-            pair[1].append(local(self._tensors[name]).detach().to(average.dtype))
         with torch.no_grad():
-            for averages, weights in groups.values():
+            for averages, tensors in self._grouped():
+                weights = [local(tensor) for tensor in tensors]
+                dtype = averages[0].dtype
+                if any(weight.dtype != dtype for weight in weights):
+                    weights = [weight.to(dtype) for weight in weights]
                 torch._foreach_lerp_(averages, weights, share)
+
+    def _grouped(self) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """Averages and what they are of, those of one dtype and device together; found anew after each look-up."""
+        if not self._groups:
+            groups: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
+            for name, average in self._averages.items():
+                averages, tensors = groups.setdefault((average.dtype, average.device), ([], []))
+                averages.append(average)
+                tensors.append(self._tensors[name])
+            self._groups = list(groups.values())
+        return self._groups
 
     def _usable(self) -> Mapping[str, Tensor]:
         """The averages to show: none where parameters were replaced since, or one has no finite average.
@@ -193,6 +205,7 @@ class EvaluationAverage:
             if found.get(name) is not self._tensors[name]:
                 del self._averages[name]
         self._tensors = found
+        self._groups = []
 
 
 def _copy(tensor: Tensor) -> Tensor:
