@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -103,11 +104,11 @@ class TensorMemory:
     def restore(self) -> None:
         """Put everything back: the same objects, the same bits."""
         for mapping, items in self._dicts:
-            if _identities(mapping) != _identities(items):
+            if not (_alike(mapping, items) and _alike(mapping.values(), items.values())):
                 mapping.clear()
                 mapping.update(items)
         for sequence, elements in self._lists:
-            if list(map(id, sequence)) != list(map(id, elements)):
+            if not _alike(sequence, elements):
                 sequence[:] = elements
         for tensor, alias, copy in self._tensors.values():
             alias.copy_(copy)
@@ -214,5 +215,6 @@ def _grouped(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in groups for parameter in group["params"]]
 
 
-def _identities(mapping: dict[Any, Any]) -> list[tuple[int, int]]:
-    return [(id(key), id(value)) for key, value in mapping.items()]
+def _alike(one: Collection[Any], other: Collection[Any]) -> bool:
+    """Whether both hold the same objects in the same order."""
+    return len(one) == len(other) and all(map(operator.is_, one, other))

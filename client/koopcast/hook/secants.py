@@ -85,16 +85,26 @@ class Secants:
 
     def _recursion(self, along: _Matrix, across: _Matrix) -> tuple[float, _Matrix, _Matrix]:
         """The two loops on inner products: the newest pair's factor, and the shares of changes and displacements."""
-        taken = np.zeros(len(along))
-        added = np.zeros(len(along))
-        for pair in reversed(self._order):
-            taken[pair] = (along[pair] - self._crossed[pair] @ taken) / self._crossed[pair, pair]
-        newest = self._order[-1]
-        factor = self._crossed[newest, newest] / self._squared[newest, newest]
-        for pair in self._order:
-            remaining = factor * (across[pair] - self._squared[pair] @ taken) + self._crossed[:, pair] @ added
-            added[pair] = taken[pair] - remaining / self._crossed[pair, pair]
-        return float(factor), taken, added
+        order = self._order
+        places = np.ix_(order, order)  # from the oldest to the newest
+        squared = self._squared[places]
+        # The loop from the newest pair to the oldest is back-substitution, the one after it forward substitution.
+        later = torch.from_numpy(
+            self._crossed[places]
+        )  # of which only what lies above its diagonal is looked at
+        factor = float(self._crossed[order[-1], order[-1]] / squared[-1, -1])
+        taken = _solved(later, along[order], upper=True)
+        remaining = factor * (across[order] - squared @ taken)
+        added = _solved(later.T, later.diagonal().numpy() * taken - remaining, upper=False)
+        of_changes, of_displacements = np.zeros(len(along)), np.zeros(len(along))
+        of_changes[order], of_displacements[order] = taken, added
+        return factor, of_changes, of_displacements
+
+
+def _solved(triangle: Tensor, values: _Matrix, *, upper: bool) -> _Matrix:
+    column = torch.from_numpy(values).unsqueeze(1)
+    found: _Matrix = torch.linalg.solve_triangular(triangle, column, upper=upper).squeeze(1).numpy()
+    return found
 
 
 def _products(rows: Tensor, vector: Tensor) -> _Matrix:
