@@ -15,6 +15,7 @@ from koopcast.hook.attempts import Attempts
 from koopcast.hook.budget import WaitBudget
 from koopcast.hook.held_job import Outcome
 from koopcast.hook.link import Link
+from koopcast.hook.looking_back import LookingBack, finite
 from koopcast.hook.optimizer_state import gradient_ratio
 from koopcast.hook.passing import InPassing
 from koopcast.hook.policy import Choice
@@ -26,7 +27,7 @@ from koopcast.hook.scalars import Scalars
 from koopcast.hook.schedule import JumpSchedule
 from koopcast.hook.stats import Counters, JumpEvent
 from koopcast.hook.walk import Walk
-from koopcast.hook.watch import Departure, went_wrong
+from koopcast.hook.watch import Departure
 from koopcast.operator import Operator
 from koopcast.prediction import Prediction
 
@@ -53,16 +54,6 @@ class QuestionSettings:
     horizons: tuple[float, ...]
     operators: tuple[Operator, ...]
     rates: ComingRates | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Watched:
-    """An accepted jump that was not looked back on yet, and what is to be reported of it."""
-
-    departure: Departure
-    outcome: Outcome | None
-    loss_before: float | None
-    replaced: int
 
 
 class Leader:
@@ -97,10 +88,8 @@ class Leader:
         self._counters = counters
         self._question: Question | None = None
         self._in_passing = InPassing(link)
+        self._last_jump = LookingBack(attempts, recorder, link, scalars, counters)
         self._breaks = 0
-        self._watched: _Watched | None = None
-        self._undoing: Departure | None = None
-        self._undone_loss: float | None = None
         self._looked = False
 
     def ask(self, schedule: JumpSchedule, *, pushed: bool, clock: float | None, rate: float | None) -> None:
@@ -162,30 +151,12 @@ class Leader:
 
     def look_back(self, step: int) -> bool:
         """Ask the probe again, a stride after a jump; whether the jump is to be undone, by `go_back`."""
-        watched, self._watched = self._watched, None
-        if watched is None:
-            return False
-        undone = False
-        try:
-            if watched.replaced == self.recorder.replaced:
-                undone = self._look_back(watched, step)
-            else:  # other weights were loaded: nothing to go back from
-                self._put(watched.outcome)
-        finally:
-            if not undone:
-                watched.departure.forget()
-        return undone
+        return self._last_jump.look(step)
 
     def go_back(self, step: int) -> bool:
         """Undo the jump that was looked back on, now that all ranks know; whether there is a new one to look back on."""
-        departure, self._undoing = self._undoing, None
-        loss_before, self._undone_loss = self._undone_loss, None
-        if departure is None:
-            return False
-        departure.restore()
-        departure.forget()
-        self.recorder.break_off()
-        if not self._attempts.refining:
+        undone, loss_before = self._last_jump.go_back()
+        if not (undone and self._attempts.refining):
             return False
         probes_before = self._counters.probe_evaluations
         choice, departure = self._attempts.go_on(loss_before, step)
@@ -194,7 +165,7 @@ class Leader:
         self.recorder.break_off()
         self._count(choice, step, probes_before)
         if departure is not None:
-            self._watched = _Watched(departure, None, choice.loss_before, self.recorder.replaced)
+            self._last_jump.watch(departure, None, choice.loss_before)
         return departure is not None
 
     def search_state(self) -> Any:
@@ -213,23 +184,6 @@ class Leader:
         self.recorder.fresh = not goes_on
         return goes_on
 
-    def _look_back(self, watched: _Watched, step: int) -> bool:
-        loss = self._attempts.loss_now()
-        outcome = watched.outcome
-        undone = watched.loss_before is not None and went_wrong(watched.loss_before, loss)
-        if undone:
-            self._undoing, self._undone_loss = watched.departure, watched.loss_before
-            reason = f"undone a stride after the jump: loss {watched.loss_before:.6g} to {loss:.6g}"
-            self._counters.last_decision = reason
-            self._counters.undone(reason)
-            self._scalars.undone(step, loss)
-            if outcome is not None:
-                outcome = replace(outcome, accepted=False, loss_after=_finite(loss))
-        else:
-            self._attempts.held(loss, step)
-        self._put(outcome)
-        return undone
-
     def give_up(self, schedule: JumpSchedule, reason: str) -> None:
         """End this attempt without a look at its answer: the window is of no use."""
         self._question = None
@@ -245,24 +199,11 @@ class Leader:
 
     def revoke(self) -> None:
         """Undo the last jump: other ranks did not make it, or nobody knows."""
-        watched, self._watched = self._watched, None
-        if watched is None:
-            return
-        watched.departure.restore()
-        watched.departure.forget()
-        self.recorder.break_off()
-        reason = "undone at once: the other ranks could not be told"
-        self._counters.last_decision = reason
-        self._counters.undone(reason)
-        if watched.outcome is not None:
-            self.link.put(replace(watched.outcome, accepted=False))
+        self._last_jump.revoke()
 
     def settle(self) -> None:
         """Training ends: a jump that was not looked back on yet stays."""
-        watched, self._watched = self._watched, None
-        if watched is not None:
-            self._put(watched.outcome)
-            watched.departure.forget()
+        self._last_jump.settle()
 
     def _on_the_clock(
         self, schedule: JumpSchedule, clock: float | None, rate: float | None
@@ -384,18 +325,9 @@ class Leader:
         outcome = None
         if choice.prediction is not None or not choice.moved:
             outcome = Outcome(
-                prediction.id, choice.accepted, _finite(choice.loss_before), _finite(choice.loss_after)
+                prediction.id, choice.accepted, finite(choice.loss_before), finite(choice.loss_after)
             )
         if choice.moved and departure is not None:
-            self._watched = _Watched(departure, outcome, choice.loss_before, self.recorder.replaced)
+            self._last_jump.watch(departure, outcome, choice.loss_before)
         else:
-            self._put(outcome)
-
-    def _put(self, outcome: Outcome | None) -> None:
-        """Report what became of a prediction; nothing where a jump came of none."""
-        if outcome is not None:
-            self.link.put(outcome)
-
-
-def _finite(loss: float | None) -> float | None:
-    return loss if loss is not None and math.isfinite(loss) else None
+            self._last_jump.report(outcome)
