@@ -69,7 +69,7 @@ class Attempts:
         return False
 
     def look_around(self, step: int) -> None:
-        """At the first snapshot: find out what training is like. Nothing here."""
+        """At a snapshot, once: find out what training is like. Nothing here."""
 
     def compare(self, step: int) -> None:
         """After every step: finish what `look_around` began. Nothing here."""

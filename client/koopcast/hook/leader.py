@@ -90,7 +90,6 @@ class Leader:
         self._in_passing = InPassing(link)
         self._last_jump = LookingBack(attempts, recorder, link, scalars, counters)
         self._breaks = 0
-        self._looked = False
 
     def ask(self, schedule: JumpSchedule, *, pushed: bool, clock: float | None, rate: float | None) -> None:
         """Ask for the jump of this attempt.
@@ -141,8 +140,7 @@ class Leader:
         if not schedule.is_snapshot_due(step):
             return
         self._attempts.gather()
-        if not self._looked and self.link.up:
-            self._looked = True
+        if self.link.up:
             self._attempts.look_around(step)
 
     def better(self) -> Tensor | None:

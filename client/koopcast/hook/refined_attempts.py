@@ -112,10 +112,12 @@ class RefinedAttempts(Attempts):
         return self._plan.limit > 0 and self.regime.deterministic and not self.observing
 
     def look_around(self, step: int) -> None:
-        """Ask the probe where training stands, to compare its gradient with that of the next step.
+        """The first time, ask the probe where training stands, to compare its gradient with that of the next step.
 
         With other random numbers than that step will have, or dropout would look like no noise at all.
         """
+        if self._looked:
+            return
         self._looked = True
         self._evaluator.wanted = True
         trial = self._trial(HeldDisplacements(), Arena())
