@@ -47,6 +47,7 @@ _FINE_STRIDES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _RIDGES: Final = (1e-10, 1e-8, 1e-6, 1e-4, 1e-2)
 
 WAYS: Final[Mapping[str, Callable[[Array], Array]]] = {
+    "mean of the window": lambda path: path.mean(axis=0, keepdims=True),
     "straight line": lambda path: straight(path, PROBED_HORIZON_STRIDES),
     "measured momentum": lambda path: measured_momentum(path, PROBED_HORIZON_STRIDES),
     "slow modes only": lambda path: slow_modes(path, PROBED_HORIZON_STRIDES),
