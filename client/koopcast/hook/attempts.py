@@ -88,6 +88,10 @@ class Attempts:
         """After a jump was undone: do better, if that can be done. Nothing here."""
         return Choice(None, False, "nothing to go on from"), None
 
+    def further(self, step: int) -> Choice | None:  # noqa: ARG002  # likewise
+        """After every step: go on with what paused in the last one; None: there is nothing."""
+        return None
+
     def choose(
         self,
         predictions: Sequence[Prediction],

@@ -134,6 +134,7 @@ class Leader:
 
     def notice(self, step: int, schedule: JumpSchedule) -> None:
         """After every step: where the first snapshot of all is due, find out what training is like."""
+        self._go_further(step, schedule)
         self._attempts.compare(step)
         self._read_in_passing(step, schedule)
         self._counters.gradient_agreement = self._attempts.regime.agreement
@@ -226,6 +227,17 @@ class Leader:
         finally:
             self._budget.spend_since(started)
         return (coming.intervals, clock + coming.lag) if coming is not None else ((), None)
+
+    def _go_further(self, step: int, schedule: JumpSchedule) -> None:
+        """Where refining paused for a step of training, go on: to all else the jump is then made now."""
+        probes_before = self._counters.probe_evaluations
+        choice = self._attempts.further(step)
+        if choice is None:
+            return
+        schedule.jumped(step)
+        self.recorder.break_off()
+        spent = self._counters.probe_evaluations - probes_before
+        self._counters.refined(choice.final_loss, choice.reason, spent)
 
     def _read_in_passing(self, step: int, schedule: JumpSchedule) -> None:
         """Look at an answer that nobody waited for, once it is there.

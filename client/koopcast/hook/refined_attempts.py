@@ -27,6 +27,8 @@ __all__ = ["RefinedAttempts", "RefiningPlan", "plan_refining"]
 
 _MEMORY_BYTES: Final = 256 << 20
 """Most that refining may hold at the trainer."""
+_AT_ONCE: Final = 20
+"""Evaluations after which training has a step, so that it can log, evaluate and save while a jump is refined."""
 _FEWEST_PAIRS: Final = 5
 """With less memory of the path than this, refining is not worth while."""
 _POINTS: Final = 9
@@ -96,7 +98,7 @@ class RefinedAttempts(Attempts):
             evaluator, optimizer, recorder, displacements, order, observing=observing, regime=plan.regime
         )
         self._plan = plan
-        self._refiner = Refiner(plan.limit, plan.pairs)
+        self._refiner = Refiner(plan.limit, plan.pairs, _AT_ONCE)
         self._unchecked: tuple[Tensor, int] | None = None  # gradient of the probe, after which step
         self._looked_back: Tensor | None = None
         self._looked = False
@@ -185,6 +187,8 @@ class RefinedAttempts(Attempts):
             trial = self._probed(displacements, arena)
             choice, target = self._looked_for(trial, predictions, step)
             made, departure = self._make(trial, choice, target, arena, undoable=undoable)
+            if target is None or not made:
+                self._refiner.unfinished = False
             if choice.moved and not made:
                 return replace(choice, accepted=False, refined_loss=None, reason="the jump was undone"), None
             loss = choice.final_loss if choice.moved or trial.now is None else trial.now.loss
@@ -226,12 +230,30 @@ class RefinedAttempts(Attempts):
             choice = Choice(None, False, self._words(best.loss, point.loss), best.loss, None, point.loss)
             made, departure = self._make(trial, choice, point, arena, undoable=True)
             if not made:
+                self._refiner.unfinished = False
                 return Choice(None, False, "where refining led, weights were not finite"), None
             self._refiner.note(point.loss, step, watched=departure is not None)
             return choice, departure
         finally:
             if departure is None:
                 arena.release()
+
+    def further(self, step: int) -> Choice | None:
+        """After the next step: on with a refinement that paused, from where it did; what training did since is forgotten."""
+        self._check_replaced()
+        best = self._refiner.best
+        if best is None or not (self._refiner.unfinished and self.refining):
+            self._refiner.unfinished = False
+            return None
+        trial = self._trial(HeldDisplacements(), Arena())
+        point = self._refiner.further(trial.at)
+        if point is None or not trial.place(point.weights):
+            self._refiner.unfinished = False
+            return None
+        if self._plan.halting:
+            halt(self._optimizer, self._tensors())
+        self._refiner.note(point.loss, step, watched=self._refiner.watched)
+        return Choice(None, False, self._words(self._refiner.began, point.loss), best.loss, None, point.loss)
 
     def _looked_for(
         self, trial: GradientTrial, predictions: Sequence[Prediction], step: int

@@ -101,19 +101,25 @@ class Refiner:
         best: where the last refinement ended; None before the first one, and when the weights were replaced.
         used: evaluations of the last refinement.
         stalled: whether going on from the best point was of no use the last time.
+        unfinished: whether the last refinement only paused: `further` goes on with it.
         watched: whether training went on from the best point, and it is not known yet whether it can hold it.
         squares: of the gradients of training.
     """
 
-    def __init__(self, limit: int, pairs: int) -> None:
-        """Spend at most `limit` evaluations at a time; remember `pairs` of them."""
+    def __init__(self, limit: int, pairs: int, at_once: int | None = None) -> None:
+        """Spend at most `limit` evaluations on a refinement, and pause after `at_once`; remember `pairs` of them."""
         self.best: Point | None = None
         self.used = 0
         self.stalled = False
+        self.unfinished = False
         self.watched = False
         self.squares = SquaredGradients()
         self._limit = limit
+        self._at_once = limit if at_once is None else at_once
         self._pairs = pairs
+        self._earned: list[tuple[int, float]] = []
+        self._least_rate = 0.0
+        self._going_on = False
         self._secants: Secants | None = None
         self._scale = 0.0
         self._won = False
@@ -122,13 +128,18 @@ class Refiner:
     def forget(self) -> None:
         """The weights were replaced: nothing that is known holds there."""
         self.best, self._before = None, None
-        self.stalled = self.watched = self._won = False
+        self.stalled = self.unfinished = self.watched = self._won = False
         self._secants = None
 
     def note(self, loss: float, step: int, *, watched: bool = False) -> None:
         """Training goes on at `step` from weights of this loss; `watched`: from the best point, if it can hold that."""
         self._before = (loss, step)
         self.watched = watched
+
+    @property
+    def began(self) -> float:
+        """The loss that the last refinement began with."""
+        return self._earned[0][1]
 
     @property
     def ahead(self) -> Tensor | None:
@@ -153,10 +164,15 @@ class Refiner:
         before, secants = self.best, self._secants
         if before is None or secants is None:
             return None
+        self._going_on = True
         point = self._descend(before, secants, evaluate, 0.0)
-        self.stalled = not descent(before.loss, point.loss) >= _LEAST_GAIN
-        self._won |= not self.stalled
         return None if self.stalled else point
+
+    def further(self, evaluate: Evaluate) -> Point | None:
+        """Go on with a refinement that paused; None: there is none."""
+        if not self.unfinished or self.best is None or self._secants is None:
+            return None
+        return self._go_further(self.best, self._secants, evaluate)
 
     def refine(
         self, evaluate: Evaluate, now: Point, landed: Point | None, *, step: int, scale: float
@@ -173,7 +189,7 @@ class Refiner:
         Returns:
             the best point: never a worse one than `now` and `landed`.
         """
-        self.stalled = False
+        self.stalled = self._going_on = False
         self._scale = scale
         self._secants = secants = Secants(self._pairs, self.squares.metric(now.gradient))
         if landed is not None:
@@ -192,17 +208,26 @@ class Refiner:
 
     def _descend(self, start: Point, secants: Secants, evaluate: Evaluate, paying: float) -> Point:
         self.used = 0
-        earned = [(0, start.loss)]
+        self._earned, self._least_rate = [(0, start.loss)], paying
+        return self._go_further(start, secants, evaluate)
+
+    def _go_further(self, start: Point, secants: Secants, evaluate: Evaluate) -> Point:
+        pause = self.used + self._at_once
         here = start
-        while self.used < self._limit:
+        self.unfinished = False
+        while self.used < self._limit and not self.unfinished:
             there = self._along(here, secants, evaluate)
             if there is None:
                 break
             secants.add(there.weights - here.weights, there.gradient - here.gradient)
             here = there
-            earned.append((self.used, here.loss))
-            if not _still_pays(earned, paying):
+            self._earned.append((self.used, here.loss))
+            if not _still_pays(self._earned, self._least_rate):
                 break
+            self.unfinished = pause <= self.used < self._limit
+        if self._going_on and not self.unfinished:
+            self.stalled = not descent(self._earned[0][1], here.loss) >= _LEAST_GAIN
+            self._won |= not self.stalled
         self.best = here
         return here
 

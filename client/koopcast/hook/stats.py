@@ -189,6 +189,14 @@ class Counters:
             self.jumps_accepted += event.accepted
             self.jumps_rejected += not event.accepted
 
+    def refined(self, loss: float | None, reason: str, evaluations: int) -> None:
+        """The last accepted jump was refined further."""
+        self.last_decision = reason
+        with self._lock:
+            last = self._log[-1]
+            spent = last.probe_evaluations + evaluations
+            self._log[-1] = replace(last, loss_after=loss, reason=reason, probe_evaluations=spent)
+
     def undone(self, reason: str) -> None:
         """The last accepted jump was undone."""
         with self._lock:
