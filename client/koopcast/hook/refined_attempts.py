@@ -102,6 +102,7 @@ class RefinedAttempts(Attempts):
         self._unchecked: tuple[Tensor, int] | None = None  # gradient of the probe, after which step
         self._looked_back: Tensor | None = None
         self._looked = False
+        self._landed_words = ""  # of the jump that is refined, where there was one
         self._replaced = recorder.replaced
         # Not `self._tensors`: without a cycle a model is freed as soon as its last user lets go of it.
         evaluator.parameters = lambda: list(recorder.parameters().values())
@@ -227,6 +228,7 @@ class RefinedAttempts(Attempts):
                 return Choice(
                     None, False, "training cannot hold what refining found, and it ends there"
                 ), None
+            self._landed_words = ""
             choice = Choice(None, False, self._words(best.loss, point.loss), best.loss, None, point.loss)
             made, departure = self._make(trial, choice, point, arena, undoable=True)
             if not made:
@@ -253,7 +255,8 @@ class RefinedAttempts(Attempts):
         if self._plan.halting:
             halt(self._optimizer, self._tensors())
         self._refiner.note(point.loss, step, watched=self._refiner.watched)
-        return Choice(None, False, self._words(self._refiner.began, point.loss), best.loss, None, point.loss)
+        reason = self._landed_words + self._words(self._refiner.began, point.loss)
+        return Choice(None, False, reason, best.loss, None, point.loss)
 
     def _looked_for(
         self, trial: GradientTrial, predictions: Sequence[Prediction], step: int
@@ -278,8 +281,8 @@ class RefinedAttempts(Attempts):
         )
         if point is None or reached is None or not point.loss < reached:
             return choice, None
-        words = self._words(reached, point.loss)
-        reason = f"{choice.reason}, {words}" if choice.accepted else words
+        self._landed_words = f"{choice.reason}, " if choice.accepted else ""
+        reason = self._landed_words + self._words(reached, point.loss)
         return replace(choice, refined_loss=point.loss, reason=reason), point
 
     def _make(
