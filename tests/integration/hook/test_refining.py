@@ -51,6 +51,37 @@ def test_deterministic_training_needs_fewer_steps(service: RunningService, kind:
     assert loss_of(model).item() < 0.1 * loss_of(plain).item()
 
 
+def test_training_has_a_step_while_a_jump_is_refined(service: RunningService) -> None:
+    """Few evaluations a step; one jump in the end, looked back on after its last part; in between the best is handed out."""
+    model = smooth_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    calls = 0
+
+    def probe() -> Tensor:
+        nonlocal calls
+        calls += 1
+        return loss_of(model)
+
+    with koopcast.attach(model, optimizer, service.target, probe=probe, refine=90, **SETTINGS) as ahead:
+        train(model, optimizer, JUMP - 1)
+        spent, losses = list[int](), list[float]()
+        while not spent or spent[-1]:
+            before = calls
+            train(model, optimizer, 1)
+            spent.append(calls - before)
+            with ahead.evaluating():
+                losses.append(loss_of(model).item())
+            if spent[-1]:
+                assert losses[-1] == loss_of(model).item()
+        (event,) = ahead.stats().log
+    assert event.step == JUMP
+    assert event.accepted
+    assert max(spent) <= 20 + 4 + 3
+    assert event.probe_evaluations == sum(spent) > 60
+    assert losses == sorted(losses, reverse=True)
+    assert event.loss_after == pytest.approx(losses[-1], rel=1e-6)
+
+
 class Rising:
     """A probe that says more each time, with the gradient of a loss: what it is asked about is never better."""
 

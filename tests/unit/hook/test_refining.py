@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -181,6 +182,58 @@ def test_going_on_it_gets_further_until_it_stalls() -> None:
     now = evaluate.at(doubles(0.0, 0.0, 0.0, 0.0))
     refiner.refine(evaluate, now, None, step=1, scale=1.0)
     assert not refiner.stalled
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 20])
+def test_pauses_change_nothing_of_what_is_found(at_once: int) -> None:
+    found = []
+    for pause in (None, at_once):
+        evaluate = Asked(rosenbrock)
+        now = evaluate.at(doubles(-1.2, 1.0, 0.3, 2.0))
+        refiner = Refiner(60, 30, pause)
+        point = refiner.refine(evaluate, now, None, step=0, scale=1.0)
+        calls = [evaluate.calls]
+        while refiner.unfinished:
+            assert point is refiner.best
+            further = refiner.further(evaluate)
+            assert further is not None
+            assert further.loss <= point.loss
+            point = further
+            calls.append(evaluate.calls)
+        assert refiner.further(evaluate) is None
+        assert refiner.used == evaluate.calls
+        assert refiner.began == now.loss
+        found.append((point.weights.tolist(), refiner.used))
+        if pause is not None:
+            assert len(calls) > 1
+            assert max(after - before for before, after in itertools.pairwise([0, *calls])) <= pause + 4
+    assert found[0] == found[1]
+
+
+def test_going_on_with_pauses_is_judged_at_its_end() -> None:
+    evaluate = Asked(rosenbrock)
+    now = evaluate.at(doubles(-1.2, 1.0, 0.3, 2.0))
+    refiner = Refiner(10, 30, 1)
+    for _ in range(100):  # until there is nothing left to gain
+        point = refiner.refine(evaluate, now, None, step=0, scale=1.0)
+        while refiner.unfinished:
+            point = refiner.further(evaluate) or point
+        now = point
+    assert refiner.go_on(evaluate) is None or refiner.unfinished
+    while refiner.unfinished:
+        assert not refiner.stalled
+        refiner.further(evaluate)
+    assert refiner.stalled
+
+
+def test_a_refinement_that_paused_ends_where_weights_are_replaced() -> None:
+    evaluate = Asked(rosenbrock)
+    refiner = Refiner(60, 30, 5)
+    refiner.refine(evaluate, evaluate.at(doubles(-1.2, 1.0)), None, step=0, scale=1.0)
+    assert refiner.unfinished
+    refiner.forget()
+    assert not refiner.unfinished
+    assert refiner.further(evaluate) is None
 
 
 def test_ahead_of_training_are_only_better_points() -> None:
