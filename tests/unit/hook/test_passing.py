@@ -15,32 +15,22 @@ from koopcast.hook.leader import Leader, QuestionSettings
 from koopcast.hook.link import Link
 from koopcast.hook.question import Question
 from koopcast.hook.recorder import Recorder
-from koopcast.hook.regime import WORTHWHILE_PREDICTABILITY, Regime
+from koopcast.hook.regime import Regime
 from koopcast.hook.scalars import Scalars
 from koopcast.hook.schedule import JumpSchedule
 from koopcast.hook.stats import Counters
+from koopcast.hook.trial import Evaluator
 from koopcast.prediction import Prediction
 from trainers import prediction
 
 
-class Noisy:
-    """Attempts of a trainer whose probe disagrees with its steps."""
-
-    refining = False
+class Compared(Attempts):
+    """Attempts of a trainer whose probe was compared with a step already; nothing is ever tried."""
 
     def __init__(self, agreement: float) -> None:
         self.regime = Regime(agreement=agreement)
-
-    @property
-    def hopeless(self) -> bool:
-        foretold = self.regime.predictability
-        return bool(self.regime.noisy) and (foretold is None or foretold < WORTHWHILE_PREDICTABILITY)
-
-    def compare(self, step: int) -> None:
-        """Nothing new."""
-
-    def gather(self) -> None:
-        """Likewise."""
+        self.observing = False
+        self._evaluator = cast(Evaluator, SimpleNamespace(probe=float))
 
 
 class Mailbox:
@@ -63,7 +53,7 @@ class Trained:
         self.mailbox, self.counters = Mailbox(up=up), Counters()
         self.schedule = JumpSchedule(every=10, window=4, lag=0)
         self.leader = Leader(
-            cast(Attempts, Noisy(agreement)),
+            Compared(agreement),
             cast(Recorder, SimpleNamespace(breaks=0)),
             cast(Link, self.mailbox),
             QuestionSettings((10.0,), (koopcast.Operator(window=4),)),
