@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from koopcast_server.demo.suite.marks import EVALUATIONS
+from koopcast_server.demo.suite.curves import LossCurve
 from koopcast_server.demo.suite.optimizers import OPTIMIZERS
 
 __all__ = [
@@ -72,14 +72,8 @@ SHOWN_SHARE: Final = 75
 HARM: Final = 0.97
 """A ratio below this one is harm."""
 
-_LEAST_LOSS: Final = 1e-30
-"""Losses below count as this one, so that there is a logarithm."""
 _LEAST_STEPS: Final = 1.0
 _LEAST_SECONDS: Final = 1e-6
-_INTERPOLATED: Final = 2.0
-"""Evaluations that lie further apart than so many of their usual distances have no line between them."""
-_SAME: Final = 1 + 1e-9
-"""A loss this close to the target has reached it: targets went through a logarithm."""
 
 
 @dataclass(frozen=True)
@@ -227,12 +221,7 @@ def _whole(run: Record, unit: str) -> float:
 
 def best_so_far(record: Record) -> Array:
     """The least loss up to each evaluation; infinite before the first finite one, and where there is none at all."""
-    losses = np.array(
-        [math.inf if loss is None else loss for loss in record["loss"]] or [math.inf], dtype=np.float64
-    )
-    losses[~np.isfinite(losses)] = math.inf
-    least: Array = np.minimum.accumulate(np.maximum(losses, _LEAST_LOSS))
-    return least
+    return _curve(record).best
 
 
 def loss_at(record: Record, counted: float) -> float:
@@ -241,12 +230,7 @@ def loss_at(record: Record, counted: float) -> float:
     But that of the earlier one where they lie far apart. Interpolated also at the end: the last evaluation may lie some
     probes beyond the budget.
     """
-    best, at = best_so_far(record), np.asarray(record["counted"], dtype=np.float64)
-    later = int(np.searchsorted(at, counted, side="right"))
-    if later in (0, len(at)) or not math.isfinite(best[later - 1]) or _are_far_apart(record, later):
-        return float(best[max(later - 1, 0)])
-    share = (counted - at[later - 1]) / (at[later] - at[later - 1])
-    return float(best[later - 1] ** (1 - share) * best[later] ** share)
+    return _curve(record).within(counted)
 
 
 def first_crossing(record: Record, target: float, unit: str) -> float | None:
@@ -263,23 +247,11 @@ def first_crossing(record: Record, target: float, unit: str) -> float | None:
     Returns:
         Counted steps or seconds; None where the run never gets there.
     """
-    best, at = best_so_far(record), record[unit]
-    there = np.flatnonzero(best <= target * _SAME)
-    if not len(there):
-        return None
-    after = int(there[0])
-    if after == 0 or not math.isfinite(best[after - 1]) or _are_far_apart(record, after):
-        return float(at[after])
-    fall = math.log(best[after - 1]) - math.log(best[after])
-    share = min(1.0, (math.log(best[after - 1]) - math.log(target)) / fall)
-    return float(at[after - 1] + (at[after] - at[after - 1]) * share)
+    return _curve(record).crossing(target, record[unit])
 
 
-def _are_far_apart(record: Record, later: int) -> bool:
-    """Whether the evaluation before this one lies further back than they usually do."""
-    counted = record["counted"]
-    usual = max(float(np.quantile(np.diff(counted), 0.1)), record["budget_steps"] / EVALUATIONS)
-    return bool(counted[later] - counted[later - 1] > _INTERPOLATED * usual + 1.0)
+def _curve(record: Record) -> LossCurve:
+    return LossCurve(record["counted"], record["loss"], record["budget_steps"])
 
 
 def fact(facts: Mapping[str, Any], name: str) -> Any:

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Final
 
-import numpy as np
-
-from koopcast_server.demo.suite.marks import EVALUATIONS
+from koopcast_server.demo.suite.curves import LossCurve
 from koopcast_server.demo.suite.training import TaskRun
 
 __all__ = ["SHARES_PERCENT", "Target", "best_within", "far_apart", "first_crossing", "targets_of"]
 
 SHARES_PERCENT: Final = (50, 75, 100)
 """Targets: plain training's best loss within so much of its budget."""
-_LEAST_LOSS: Final = 1e-30
-_INTERPOLATED: Final = 2.0
-"""Evaluations that lie further apart than so many of their usual distances have no line between them."""
-_SAME: Final = 1 + 1e-9
-"""A loss this close to the target has reached it: targets go through a logarithm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,43 +47,13 @@ def targets_of(plain: TaskRun, accelerated: TaskRun) -> list[Target]:
 
 
 def best_within(run: TaskRun, counted: float) -> float:
-    """The best loss within so many counted steps; between evaluations by a straight line in log(loss).
-
-    But that of the earlier one where they lie far apart, since jumping took many evaluations of the probe at once: nobody
-    had the later weights before they ended.
-    """
-    best = _best_so_far(run)
-    later = next((i for i, at in enumerate(run.counted) if at > counted), None)
-    if later is None:
-        return best[-1]
-    if later == 0:
-        return best[0]
-    if far_apart(run, later):
-        return best[later - 1]
-    before, after = run.counted[later - 1], run.counted[later]
-    share = (counted - before) / (after - before)
-    return float(best[later - 1] ** (1 - share) * best[later] ** share)
+    """The best loss within so many counted steps, see `LossCurve`."""
+    return _curve(run).within(counted)
 
 
 def first_crossing(run: TaskRun, loss: float, at: list[float]) -> float | None:
-    """Where the best loss first is at `loss` or below, likewise between evaluations; None: nowhere.
-
-    Where they lie far apart, at the later one.
-
-    Args:
-        run: the run.
-        loss: to reach.
-        at: the run's `counted`, or its `seconds`.
-    """
-    best = _best_so_far(run)
-    there = next((i for i, one in enumerate(best) if one <= loss * _SAME), None)
-    if there is None:
-        return None
-    if there == 0 or far_apart(run, there):
-        return at[there]
-    fall = math.log(best[there - 1]) - math.log(best[there])
-    share = min(1.0, (math.log(best[there - 1]) - math.log(loss)) / fall)
-    return at[there - 1] + share * (at[there] - at[there - 1])
+    """Where the best loss first is at `loss` or below, see `LossCurve`; `at`: the run's `counted`, or its `seconds`."""
+    return _curve(run).crossing(loss, at)
 
 
 def _target(plain: TaskRun, accelerated: TaskRun, share_percent: int) -> Target:
@@ -122,9 +83,8 @@ def _ratio(baseline: float, accelerated: float | None, whole: float) -> float:
 
 def far_apart(run: TaskRun, later: int) -> bool:
     """Whether the evaluation before this one lies further back than they usually do."""
-    usual = max(float(np.quantile(np.diff(run.counted), 0.1)), run.budget_steps / EVALUATIONS)
-    return run.counted[later] - run.counted[later - 1] > _INTERPOLATED * usual + 1.0
+    return _curve(run).far_apart(later)
 
 
-def _best_so_far(run: TaskRun) -> list[float]:
-    return list(accumulate((max(loss, _LEAST_LOSS) for loss in run.loss), min))
+def _curve(run: TaskRun) -> LossCurve:
+    return LossCurve(run.counted, run.loss, run.budget_steps)
