@@ -124,8 +124,9 @@ def attach(  # noqa: PLR0913  # one call is the whole interface; all but three a
             physics losses), jumps are refined: the descent goes on with quasi-Newton steps from where a jump landed, for
             as long as the loss falls faster for each evaluation than it does for each step of training. At most so many
             evaluations a jump, by default as many as there are steps in a window; 0: none. Every 20 of them training has
-            a step, which is forgotten again. Needs a probe that returns the loss as a tensor, and at the trainer up to 69 times the parameters' memory, and no more than 256 MiB: not
-            done beyond 3.5 million parameters, nor with `on_jump`, nor with several ranks.
+            a step, which is forgotten again. Needs a probe that returns the loss as a tensor, and at the trainer up to 69
+            times the parameters' memory, and no more than 256 MiB: not done beyond 3.5 million parameters, nor with
+            `on_jump`, nor with several ranks.
         mode: ``"auto"`` jumps; ``"observe"`` takes snapshots, asks and probes, and never jumps, while `Ahead.stats` tells
             what it would have done; ``"off"`` only counts steps, and contacts no service. The same on all ranks.
         strict: raise what goes wrong at the service, in its answers or in a callback into the training loop, out of

@@ -29,15 +29,15 @@ from acceleration.methods.ours import ours_but
 from acceleration.score import HARM, Score, scores_of
 from acceleration.service import local_service
 from acceleration.training import Cell, train_cell
+from acceleration.tune import SEED
 from koopcast import Operator
 from koopcast_server.demo.tasks import TASKS
 from recording import table, write_into
 
-__all__ = ["VARIANTS", "ablation_table"]
+__all__ = ["OPTIMIZERS", "VARIANTS", "ablation_table"]
 
 PAGE: Final = Path(__file__).with_name("README.md")
 RESULTS: Final = Path(__file__).with_name("results") / "ablations.json"
-SEED: Final = 1000
 OPTIMIZERS: Final = ("adamw", "sgd-momentum")
 
 VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {

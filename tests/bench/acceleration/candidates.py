@@ -26,10 +26,12 @@ import numpy as np
 import torch
 
 import koopcast
+from acceleration.ablations import OPTIMIZERS
 from acceleration.cells import read_tuned
 from acceleration.extrapolations import Array, anderson, measured_momentum, slow_modes, straight
 from acceleration.methods.weights import Tensors
 from acceleration.service import local_service
+from acceleration.tune import SEED
 from koopcast.hook.policy import DEFAULT_OPERATORS, PROBED_HORIZON_STRIDES, choose_by_loss
 from koopcast.hook.walk import Walk
 from koopcast_server.demo.suite.optimizers import make_optimizer, make_scheduler
@@ -39,8 +41,6 @@ from recording import table, write_into
 __all__ = ["Attempt", "candidate_table", "worth"]
 
 PAGE: Final = Path(__file__).with_name("README.md")
-SEED: Final = 1000
-OPTIMIZERS: Final = ("adamw", "sgd-momentum")
 STRIDE: Final = 10
 WINDOW: Final = 10
 _FINE_STRIDES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
