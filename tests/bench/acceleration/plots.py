@@ -276,5 +276,5 @@ def draw_predictability(scores: Iterable[Score], plan: Plan) -> Figure | None:
         _ratio_axis(axes, [one.gain for one in found], vertical=True)
         axes.set_xlabel("predictability index of the run")
         axes.set_ylabel(f"fewer steps to the {SHOWN_SHARE} % target")
-        axes.legend(frameon=False, loc="upper left")
+        figure.legend(frameon=False, loc="outside upper left", ncols=2)
     return figure
